@@ -1,0 +1,64 @@
+# Every target makes what it needs: an own .venv from constraints.txt, and Debian's packages for the
+# tests that drive a real browser and a real Prometheus. A stamp makes the second call quick.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SIZE   ?= full
+PYTEST_ARGS ?=
+
+# Command that each Debian package brings: the package is installed only if the command is missing.
+APT_NEEDS := chromium:chromium prometheus:prometheus
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench apt venv-demo venv-dev clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
+
+demo: $(VENV)/.stamp-demo  ## run the flight-delays flow on this machine (SIZE=tiny|small|full), then stop
+	$(BIN)/deepflow demo --size $(SIZE)
+
+test: lint apt  ## lint, types, layers, and every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
+	$(BIN)/python tests/benchmarks/dispatch.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "deepflow needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -e '.[demo]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	@touch $@ $(VENV)/.stamp-demo
+
+# Without the rights to install, the tests that need these programs skip and say so.
+apt:
+	@missing=""; \
+	for need in $(APT_NEEDS); do \
+	  command -v $${need%%:*} >/dev/null 2>&1 || missing="$$missing $${need##*:}"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	if ! command -v apt-get >/dev/null 2>&1; then \
+	  echo "not installed, and no apt-get here:$$missing (their tests will skip)"; exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then as=""; \
+	elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then as="sudo"; \
+	else echo "not installed, and no right to install:$$missing (their tests will skip)"; exit 0; fi; \
+	echo "installing$$missing"; \
+	$$as apt-get update -q && \
+	DEBIAN_FRONTEND=noninteractive $$as apt-get install -y -q --no-install-recommends $$missing
