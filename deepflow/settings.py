@@ -1,0 +1,269 @@
+"""Every setting of deepflow: one frozen tree, and the only reader of environment and TOML.
+
+Where a value comes from, the first that says it wins:
+
+1. an argument to :func:`load_settings`
+2. the environment: ``DEEPFLOW_<NAME>`` (nested: ``DEEPFLOW_<GROUP>__<NAME>``)
+3. the file named by ``DEEPFLOW_CONFIG``, else ``deepflow.toml`` in the working directory
+4. the default written here
+
+A name that is not a setting is refused with the nearest one that is. Nothing is read at import, and
+nothing is kept: who needs settings is given them.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from deepflow.errors import ConfigurationError, nearest
+
+__all__ = ["Settings", "load_settings", "setting_sources"]
+
+ENV_PREFIX: Final = "DEEPFLOW_"
+ENV_CONFIG: Final = "DEEPFLOW_CONFIG"
+DEFAULT_FILE: Final = "deepflow.toml"
+_NESTED: Final = "__"
+_OTHER_VARIABLES: Final = frozenset({ENV_CONFIG, "DEEPFLOW_PICTURES"})
+"""Variables of ours that are no settings; the second is where tests keep their pictures."""
+
+_ADDRESS_SCHEMES: Final = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "inproc")
+
+Source = Literal["default", "file", "environment", "argument"]
+
+
+class Settings(BaseSettings):
+    """What can be set, with unit, bounds and meaning. Times in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=_NESTED,
+        env_ignore_empty=True,
+        validate_default=True,
+    )
+
+    address: str | None = Field(
+        None,
+        description="Address of a running Dask scheduler, such as tcp://10.0.0.5:8786; "
+        "none: an embedded local cluster.",
+    )
+    infra_retries: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="How often a task is tried again after the infrastructure broke it "
+        "(lost worker or connection), apart from the task's own retries.",
+    )
+    batch_target_s: float = Field(
+        0.075,
+        gt=0,
+        le=10,
+        description="Predicted seconds of work that mapped tiny tasks are grouped up to.",
+    )
+    batch_max_items: int = Field(
+        256, ge=1, le=10_000, description="The most mapped tasks in one group; 1: no grouping."
+    )
+    inline_result_bytes: int = Field(
+        16_384,
+        ge=0,
+        le=16 * 1024**2,
+        description="Results up to this many bytes travel with the report that a task is done.",
+    )
+    share_argument_bytes: int = Field(
+        65_536,
+        ge=1024,
+        description="Arguments larger than this many bytes that go to many calls travel once.",
+    )
+    record_wait_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="At the end of a flow run, the most seconds to wait for the Prefect server "
+        "to have recorded every task run; 0: do not wait.",
+    )
+    record_window_events: int = Field(
+        2000,
+        ge=10,
+        le=10_000,
+        description="The most events sent to the Prefect server that it may not have recorded yet "
+        "(it drops events beyond 10,000 in its queue).",
+    )
+    coalesce_after: int = Field(
+        300,
+        ge=0,
+        description="With more task runs outstanding than this, the states between the first and "
+        "the last of a short run are not sent one by one.",
+    )
+    events: Literal["coalesce", "all"] = Field(
+        "coalesce",
+        description="Whether states of short task runs may be sent together under load, or all "
+        "are sent always.",
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port on which the driver exports metrics for Prometheus; 0: any free one; "
+        "none: no exporter.",
+    )
+    worker_silence_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without a sign of life after which a worker counts as lost.",
+    )
+    shutdown_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="The most seconds that closing waits for workers to hand over what they hold.",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_one(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        scheme, separator, rest = address.partition("://")
+        if separator and scheme not in _ADDRESS_SCHEMES:
+            raise ValueError(
+                f"{address!r} has the scheme {scheme!r}, which Dask does not speak; "
+                f"use one of {', '.join(_ADDRESS_SCHEMES)}"
+            )
+        if not (rest if separator else address).strip():
+            raise ValueError(f"{address!r} names no host; write tcp://host:port")
+        return address
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.coalesce_after > self.record_window_events:
+            raise ValueError(
+                f"coalesce_after={self.coalesce_after} is above record_window_events="
+                f"{self.record_window_events}, so sending would stall before it coalesces; "
+                "lower coalesce_after or raise record_window_events"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file; no dotenv and no secrets folder."""
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, _read_file(_config_path(os.environ))),
+        )
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """The settings in force now, with ``arguments`` on top. Reads environment and file each time.
+
+    Raises :class:`ConfigurationError`, naming every wrong value, where it was said and what would
+    be right.
+    """
+    _refuse_unknown(arguments, where="argument")
+    _refuse_unknown_variables(os.environ)
+    path = _config_path(os.environ)
+    if path is not None:
+        _refuse_unknown(_read_file(path), where=str(path))
+    try:
+        return Settings(**arguments)
+    except ValidationError as error:
+        raise ConfigurationError(_in_words(error, setting_sources(arguments))) from error
+
+
+def setting_sources(arguments: Iterable[str] = ()) -> dict[str, Source]:
+    """Where each top-level setting comes from now: argument, environment, file or default."""
+    environment = {name.upper() for name in os.environ}
+    in_file = set(_read_file(_config_path(os.environ)))
+    given = set(arguments)
+    sources: dict[str, Source] = {}
+    for name in Settings.model_fields:
+        variable = f"{ENV_PREFIX}{name}".upper()
+        if name in given:
+            sources[name] = "argument"
+        elif any(e == variable or e.startswith(variable + _NESTED) for e in environment):
+            sources[name] = "environment"
+        else:
+            sources[name] = "file" if name in in_file else "default"
+    return sources
+
+
+def _config_path(environment: Mapping[str, str]) -> Path | None:
+    """The TOML file to read, None where there is none. A file asked for by name must exist."""
+    named = environment.get(ENV_CONFIG)
+    path = Path(named) if named else Path(DEFAULT_FILE)
+    if path.is_file():
+        return path
+    if named:
+        raise ConfigurationError(
+            f"{ENV_CONFIG}={named!r} is no file; give the path of a TOML file or unset it"
+        )
+    return None
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read as TOML ({error}); correct it") from error
+
+
+def _refuse_unknown(said: Mapping[str, object], *, where: str) -> None:
+    """Raise for the first name in ``said`` that is no setting."""
+    known = tuple(Settings.model_fields)
+    for name in said:
+        if name not in known:
+            raise ConfigurationError(f"unknown setting {name!r} ({where}); {_advice(name, known)}")
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Raise for a ``DEEPFLOW_*`` variable that sets nothing: it is a misspelt one."""
+    known = tuple(f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields)
+    allowed = {*known, *_OTHER_VARIABLES}
+    for variable in environment:
+        upper = variable.upper()
+        if upper.startswith(ENV_PREFIX) and upper not in allowed:
+            raise ConfigurationError(
+                f"unknown setting in the environment variable {variable}; {_advice(upper, known)}"
+            )
+
+
+def _advice(name: str, known: tuple[str, ...]) -> str:
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}"
+
+
+def _in_words(error: ValidationError, sources: Mapping[str, Source]) -> str:
+    """pydantic's findings, each as setting, value, where it was said and what is wrong."""
+    lines = []
+    for finding in error.errors(include_url=False):
+        name = ".".join(str(part) for part in finding["loc"])
+        message = finding["msg"].removeprefix("Value error, ")
+        if not name:
+            lines.append(message)
+            continue
+        source = sources.get(name.partition(".")[0], "default")
+        lines.append(f"{name}={finding['input']!r} (from {source}): {message}")
+    return "; ".join(lines)
