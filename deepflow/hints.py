@@ -41,6 +41,7 @@ from urllib.parse import unquote, urlsplit
 from deepflow.errors import HintError, nearest
 
 __all__ = [
+    "CLASS_LABEL",
     "GPU_RESOURCE",
     "LABEL_NEED",
     "LABEL_OFFER",
