@@ -230,7 +230,7 @@ class EmbeddedServer:
                 # The memory broker logs every message at DEBUG and the API every call at INFO.
                 "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             }
-            | RECORDER_SETTINGS
+            | dict(RECORDER_SETTINGS)
             | self._settings
         )
 
