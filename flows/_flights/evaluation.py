@@ -114,9 +114,12 @@ def evaluate(shard: FeatureShard, predicted_min: Floats, baseline: Baseline) -> 
         "usual_delay": np.asarray(usual_delay, dtype=np.float64),
     }
     low, high = BIN_EDGES_MIN[0], BIN_EDGES_MIN[-1]
-    inside = [np.clip(values, low, high) for values in (forecasts["model"], actual)]
-    counts, _, _ = np.histogram2d(*inside, bins=[BIN_EDGES_MIN, BIN_EDGES_MIN])
-    beyond = (np.abs(forecasts["model"] - inside[0]) + np.abs(actual - inside[1])) > 0
+    predicted_inside = np.clip(forecasts["model"], low, high)
+    actual_inside = np.clip(actual, low, high)
+    counts, _, _ = np.histogram2d(
+        predicted_inside, actual_inside, bins=(BIN_EDGES_MIN, BIN_EDGES_MIN)
+    )
+    beyond = (predicted_inside != forecasts["model"]) | (actual_inside != actual)
     return Evaluation(
         airport=shard.airport,
         months=(shard.month,),

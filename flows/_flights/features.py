@@ -223,4 +223,7 @@ def _block_minutes(departs_hhmm: pd.Series, arrives_hhmm: pd.Series) -> npt.NDAr
     departs, arrives = departs_hhmm.to_numpy(np.int64), arrives_hhmm.to_numpy(np.int64)
     minutes = (arrives // 100 * 60 + arrives % 100) - (departs // 100 * 60 + departs % 100)
     # A westward hop can arrive a little "before" it leaves: only clear nights are wrapped.
-    return np.where(minutes < -300, minutes + 1440, minutes).astype(np.float64)
+    wrapped: npt.NDArray[np.float64] = np.where(minutes < -300, minutes + 1440, minutes).astype(
+        np.float64
+    )
+    return wrapped

@@ -104,7 +104,7 @@ def train(
             predicted = _forward(weights, x[batch], carrier[batch], destination[batch])
             loss = torch.nn.functional.huber_loss(predicted, y[batch], delta=how.huber_min)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(batch)
@@ -188,7 +188,8 @@ def _forward(
 def _scaled(numbers: Floats, center: Floats, scale: Floats) -> Floats:
     """Features in units of their spread; unknown ones at the centre; outliers at ten spreads."""
     scaled = np.clip((numbers - center) / scale, -10, 10)
-    return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    known: Floats = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    return known
 
 
 def _positions(words: Words, known: Words) -> npt.NDArray[np.int64]:
