@@ -1,0 +1,204 @@
+"""Clusters on this machine: one that fits it, or one of unlike workers, each a process of its own.
+
+How many threads a worker gets: Prefect's engine around a task is Python and holds the interpreter
+lock, so processes scale and threads mostly wait for each other; but every process costs some
+200 MB for its imports. So each core gets a process of one thread up to `MAX_PROCESSES`, and only
+beyond that do workers get more threads. Numeric libraries are left at Dask's one native thread per
+worker (``OMP_NUM_THREADS`` and its like), unless the environment says otherwise, so that
+cores × tasks never multiply.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from dask.system import CPU_COUNT
+from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
+from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
+
+from deepflow.decide.model import WorkerClass
+from deepflow.errors import ConfigurationError
+
+__all__ = ["MAX_PROCESSES", "UnlikeWorkersCluster", "local_cluster"]
+
+MAX_PROCESSES: Final = 8
+"""The most worker processes of the cluster made for this machine."""
+
+_SAID_BY_CLASSES: Final = {
+    "n_workers": "count",
+    "threads_per_worker": "threads",
+    "nthreads": "threads",
+    "memory_limit": "memory",
+    "resources": "resources",
+    "worker_class": "name",
+}
+_GIB: Final = 1024**3
+
+
+class UnlikeWorkersCluster(SpecCluster):
+    """A local scheduler with workers of several classes, named ``<class>-<i>``."""
+
+    def __init__(self, classes: Sequence[WorkerClass], **spec_cluster_kwargs: Any) -> None:
+        self.worker_classes = tuple(classes)
+        super().__init__(**spec_cluster_kwargs)
+
+    def scale(self, n: int = 0, memory: Any = None, cores: Any = None) -> NoReturn:
+        """Refused: with unlike workers a number alone does not say which to start."""
+        raise ConfigurationError(
+            f"cannot scale to n={n}: this cluster has workers of the classes "
+            f"{', '.join(c.name for c in self.worker_classes)}, and a number does not say which; "
+            "set the count of each WorkerClass instead"
+        )
+
+    def adapt(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, for the same reason as `scale`."""
+        raise ConfigurationError(
+            "adaptive scaling (adapt_kwargs) does not know worker classes; "
+            "leave out adapt_kwargs or the classes"
+        )
+
+
+def local_cluster(
+    classes: Sequence[WorkerClass] | None = None, **cluster_kwargs: Any
+) -> LocalCluster | UnlikeWorkersCluster:
+    """Start a cluster on this machine; close it with ``close()`` or by leaving ``with``.
+
+    Without ``classes`` it is a `distributed.LocalCluster` made for this machine. With them, each
+    class's workers get its threads, memory limit, resources and labels (see `deepflow.hints` for
+    how labels travel), so that everything about unlike workers can be tried here; resources such
+    as GPUs are taken at their word.
+
+    ``cluster_kwargs`` are those of `LocalCluster`, and with classes all but the ones the classes
+    say themselves. The dashboard listens on any free port of this host unless asked otherwise.
+    Raises :class:`ConfigurationError` for what this machine cannot do.
+    """
+    cluster_kwargs.setdefault("dashboard_address", "127.0.0.1:0")
+    if classes is None:
+        return LocalCluster(**_machine_shape(cluster_kwargs), **cluster_kwargs)
+    checked = _checked(classes)
+    for said, instead in _SAID_BY_CLASSES.items():
+        if said in cluster_kwargs:
+            raise ConfigurationError(
+                f"{said}={cluster_kwargs[said]!r} contradicts the worker classes; "
+                f"set {instead!r} of each WorkerClass instead"
+            )
+    return _unlike_workers(checked, **cluster_kwargs)
+
+
+def _machine_shape(cluster_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Processes and threads for this machine, unless the caller said anything about them."""
+    if any(
+        cluster_kwargs.get(said) is not None
+        for said in ("n_workers", "threads_per_worker", "processes", "worker_class")
+    ):
+        return {}
+    n_workers = min(CPU_COUNT, MAX_PROCESSES)
+    return {"n_workers": n_workers, "threads_per_worker": math.ceil(CPU_COUNT / n_workers)}
+
+
+def _checked(classes: Sequence[WorkerClass]) -> tuple[WorkerClass, ...]:
+    seen: set[str] = set()
+    for worker_class in classes:
+        if not isinstance(worker_class, WorkerClass):
+            raise ConfigurationError(
+                f"{worker_class!r} is no worker class; give WorkerClass(name, count=..., ...)"
+            )
+        if worker_class.name in seen:
+            raise ConfigurationError(
+                f"two worker classes are named {worker_class.name!r}; "
+                "give each a name of its own, or one of them a higher count"
+            )
+        seen.add(worker_class.name)
+        if worker_class.memory != "auto" and worker_class.memory > MEMORY_LIMIT:
+            raise ConfigurationError(
+                f"worker class {worker_class.name!r} asks for memory="
+                f"{worker_class.memory / _GIB:.4g} GiB a worker, but this machine has "
+                f'{MEMORY_LIMIT / _GIB:.4g} GiB; lower it or leave it at "auto"'
+            )
+    if not any(worker_class.count for worker_class in classes):
+        raise ConfigurationError(
+            f"the worker classes {[c.name for c in classes]} have no worker among them; "
+            "give at least one class a count of 1"
+        )
+    return tuple(classes)
+
+
+def _unlike_workers(
+    classes: tuple[WorkerClass, ...],
+    *,
+    dashboard_address: str | None,
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    protocol: str | None = None,
+    security: Security | bool | None = None,
+    scheduler_port: int = 0,
+    scheduler_kwargs: Mapping[str, Any] | None = None,
+    silence_logs: int | bool = logging.WARNING,
+    asynchronous: bool = False,
+    processes: bool = True,
+    **nanny_kwargs: Any,
+) -> UnlikeWorkersCluster:
+    if not processes:
+        raise ConfigurationError(
+            "processes=False is not possible with worker classes, whose memory limits need a "
+            "process each; leave it out"
+        )
+    if security is True:
+        security = Security.temporary()
+    elif not security:
+        security = Security()
+    assert isinstance(security, Security)
+    if protocol is None:
+        protocol = "tls" if security.require_encryption else "tcp"
+    common = {
+        "host": host,
+        "protocol": protocol.removesuffix("://") + "://",
+        "security": security,
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            **common,
+            "port": scheduler_port,
+            "dashboard": dashboard_address is not None,
+            "dashboard_address": dashboard_address,
+            **(scheduler_kwargs or {}),
+        },
+    }
+    total_threads = max(CPU_COUNT, sum(c.count * c.threads for c in classes))
+    workers = {
+        worker_name: {
+            "cls": Nanny,
+            "options": {
+                "dashboard": False,
+                "silence_logs": silence_logs,
+                **nanny_kwargs,
+                **common,
+                "nthreads": worker_class.threads,
+                "memory_limit": _memory_bytes(worker_class, total_threads),
+                "resources": worker_class.dask_resources(),
+            },
+        }
+        for worker_class in classes
+        for worker_name in worker_class.worker_names()
+    }
+    return UnlikeWorkersCluster(
+        classes,
+        name=name,
+        scheduler=scheduler,
+        workers=workers,
+        security=security,
+        silence_logs=silence_logs,
+        asynchronous=asynchronous,
+    )
+
+
+def _memory_bytes(worker_class: WorkerClass, total_threads: int) -> int:
+    """A worker's memory limit; ``auto`` is the part of the machine that its threads are."""
+    if worker_class.memory == "auto":
+        return int(MEMORY_LIMIT * worker_class.threads / total_threads)
+    return worker_class.memory
