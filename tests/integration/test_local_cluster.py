@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import dask
 import pytest
-from distributed import Client, get_worker
+from distributed import Client, Worker, get_worker
 
 from deepflow.backend.clusters import local
 from deepflow.backend.clusters.local import UnlikeWorkersCluster, local_cluster
@@ -23,9 +23,12 @@ CLASSES = (
 )
 
 
-def where(_: int = 0) -> tuple[str, int]:
-    worker = get_worker()
-    return str(worker.name), os.getpid()
+def where(_: int = 0) -> str:
+    return str(get_worker().name)
+
+
+def identity(dask_worker: Worker) -> tuple[str, int]:
+    return str(dask_worker.name), os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,11 @@ def client() -> Iterator[Client]:
 def workers_used(client: Client, hints: Hints, n_tasks: int = 12) -> set[str]:
     with dask.annotate(resources=hints.dask_resources()):
         futures = client.map(where, range(n_tasks), pure=False)
-    return {name for name, _ in client.gather(futures)}
+    return set(client.gather(futures))
 
 
 def test_every_worker_is_a_process_of_its_own_with_its_class_in_its_name(client: Client) -> None:
-    answers = client.run(where)
+    answers = client.run(identity)
     assert {name for name, _ in answers.values()} == {"cpu-0", "cpu-1", "gpu-0"}
     pids = {pid for _, pid in answers.values()}
     assert len(pids) == 3
@@ -125,7 +128,7 @@ def test_without_classes_every_core_gets_a_process() -> None:
         assert len(workers) == min(local.CPU_COUNT, local.MAX_PROCESSES)
         assert sum(w["nthreads"] for w in workers) >= local.CPU_COUNT
         assert all(0 < w["memory_limit"] <= local.MEMORY_LIMIT for w in workers)
-        pids = {pid for _, pid in client.run(where).values()}
+        pids = {pid for _, pid in client.run(identity).values()}
         assert os.getpid() not in pids
 
 

@@ -44,10 +44,12 @@ class UnlikeWorkersCluster(SpecCluster):
 
     def __init__(self, classes: Sequence[WorkerClass], **spec_cluster_kwargs: Any) -> None:
         self.worker_classes = tuple(classes)
-        super().__init__(**spec_cluster_kwargs)
+        super().__init__(**spec_cluster_kwargs)  # type: ignore[no-untyped-call]
 
-    def scale(self, n: int = 0, memory: Any = None, cores: Any = None) -> NoReturn:
-        """Refused: with unlike workers a number alone does not say which to start."""
+    def scale(self, n: int = 0, memory: Any = None, cores: Any = None) -> Any:
+        """Refused but for 0 (as closing does): a number does not say which workers to start."""
+        if n == 0 and memory is None and cores is None:
+            return super().scale(0)  # type: ignore[no-untyped-call]
         raise ConfigurationError(
             f"cannot scale to n={n}: this cluster has workers of the classes "
             f"{', '.join(c.name for c in self.worker_classes)}, and a number does not say which; "
