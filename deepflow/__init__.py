@@ -1,0 +1,65 @@
+"""deepflow: the Prefect task runner that runs on Dask.
+
+Only names are declared here; nothing heavy is imported until one is used, because Prefect
+imports this package when its server starts (`prefect.collections` entry point).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+# Eager, and cheap (standard library only): the function shares its module's name, and importing
+# the submodule later would put the module in the function's place.
+from deepflow.hints import Hints, hints
+
+if TYPE_CHECKING:
+    from deepflow.decide.model import WorkerClass
+    from deepflow.errors import DeepflowError
+    from deepflow.runner.client import DeepflowClient, get_async_dask_client, get_dask_client
+    from deepflow.runner.future import DeepflowFuture
+    from deepflow.runner.server import EmbeddedServer
+    from deepflow.runner.task_runner import DeepflowTaskRunner
+    from deepflow.settings import Settings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DeepflowClient": "deepflow.runner.client",
+    "DeepflowError": "deepflow.errors",
+    "DeepflowFuture": "deepflow.runner.future",
+    "DeepflowTaskRunner": "deepflow.runner.task_runner",
+    "EmbeddedServer": "deepflow.runner.server",
+    "Settings": "deepflow.settings",
+    "WorkerClass": "deepflow.decide.model",
+    "get_async_dask_client": "deepflow.runner.client",
+    "get_dask_client": "deepflow.runner.client",
+}
+
+__all__ = [
+    "DeepflowClient",
+    "DeepflowError",
+    "DeepflowFuture",
+    "DeepflowTaskRunner",
+    "EmbeddedServer",
+    "Hints",
+    "Settings",
+    "WorkerClass",
+    "get_async_dask_client",
+    "get_dask_client",
+    "hints",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home on first use (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'deepflow' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

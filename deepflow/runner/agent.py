@@ -1,0 +1,329 @@
+"""The worker's half of the book-keeping: one agent per Dask worker.
+
+It caches what was shipped once (contexts, task code), knows which runs are in progress (so they
+can be cancelled, and so that the runs behind a straggler go back to the driver), collects events
+and sends reports. Reports go over Dask's own streams (`Worker.log_event`) to the client that
+submitted; nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from distributed.utils import sync
+
+from deepflow.errors import ContextMissingError
+from deepflow.observe import metrics
+from deepflow.runner.context import RunScope
+from deepflow.runner.events import state_event
+from deepflow.runner.wire import (
+    BlobRef,
+    EventRecord,
+    ItemSpec,
+    Job,
+    Message,
+    OutcomeReport,
+    pack,
+)
+
+if TYPE_CHECKING:
+    from distributed import Worker
+    from prefect.client.schemas import TaskRun
+    from prefect.client.schemas.objects import State
+    from prefect.tasks import Task
+
+    from deepflow.runner.engine import Seat
+
+_TICK_S = 0.05
+_EVENTS_EVERY_S = 0.25
+_FETCH_TIMEOUT_S = 20.0
+_MAX_CONTEXTS = 64
+_MAX_TASKS = 1024
+_MAX_CANCELLED = 100_000
+
+
+class _Outbox:
+    """Events on their way to one driver, and the transitions held back until they are due."""
+
+    def __init__(self) -> None:
+        self.records: list[EventRecord] = []
+        self.held: dict[UUID, list[tuple[TaskRun, State[Any] | None, State[Any]]]] = {}
+        self.coalesced = 0
+        self.sent_last: dict[UUID, tuple[UUID, Any]] = {}
+
+
+class RunningJob:
+    """A job being executed: what is done, what is running, what has not begun."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.lock = threading.Lock()
+        self.waiting: deque[ItemSpec] = deque(job.items)
+        self.seat: Seat | None = None
+        self.reports: list[OutcomeReport] = []
+        self.returned: list[UUID] = []
+
+    def next_item(self) -> ItemSpec | None:
+        """Take the next run that has not begun; None when there is none left here."""
+        with self.lock:
+            return self.waiting.popleft() if self.waiting else None
+
+    def give_back(self) -> list[UUID]:
+        """Take away all runs that have not begun; returns their ids."""
+        with self.lock:
+            ids = [spec.run_id for spec in self.waiting]
+            self.waiting.clear()
+            self.returned.extend(ids)
+            return ids
+
+
+class Agent:
+    """See the top of this file. Methods may be called from any thread."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._lock = threading.Lock()
+        self._fetch_lock = threading.Lock()
+        self._contexts: OrderedDict[str, RunScope] = OrderedDict()
+        self._tasks: OrderedDict[str, Task[Any, Any]] = OrderedDict()
+        self._outboxes: dict[str, _Outbox] = {}
+        self._jobs: set[RunningJob] = set()
+        self._cancelled: OrderedDict[UUID, None] = OrderedDict()
+        self._wake = threading.Condition(self._lock)
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    # -- what was shipped once ---------------------------------------------------------------
+
+    def context(self, ref: BlobRef) -> RunScope:
+        """The context under `ref`, fetched on first use."""
+        scope = self._contexts.get(ref.digest)
+        if scope is None:
+            with self._fetch_lock:
+                scope = self._contexts.get(ref.digest)
+                if scope is None:
+                    scope = RunScope(pickle.loads(self._fetch(ref)))
+                    _remember(self._contexts, ref.digest, scope, _MAX_CONTEXTS)
+        return scope
+
+    def task(self, ref: BlobRef) -> Task[Any, Any]:
+        """The Prefect task under `ref`, fetched on first use."""
+        task = self._tasks.get(ref.digest)
+        if task is None:
+            with self._fetch_lock:
+                task = self._tasks.get(ref.digest)
+                if task is None:
+                    task = pickle.loads(self._fetch(ref))
+                    _remember(self._tasks, ref.digest, task, _MAX_TASKS)
+        return task
+
+    def _fetch(self, ref: BlobRef) -> bytes:
+        try:
+            record = sync(
+                self.worker.loop,
+                self.worker.scheduler.variable_get,
+                name=ref.name,
+                client="deepflow",
+                timeout=_FETCH_TIMEOUT_S,
+            )
+        except TimeoutError as exc:
+            raise ContextMissingError(
+                f"the scheduler does not know {ref.name!r}: it was restarted, or the driver that "
+                "put it there has ended; the driver sends it again when it retries"
+            ) from exc
+        metrics.inc("deepflow_context_fetches_total")
+        value: bytes = record["value"]
+        return value
+
+    # -- runs in progress --------------------------------------------------------------------
+
+    def begin(self, job: RunningJob) -> None:
+        """Note that a job is being executed, and watch it."""
+        with self._wake:
+            self._jobs.add(job)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._watch, name="deepflow-agent", daemon=True
+                )
+                self._thread.start()
+            self._wake.notify()
+
+    def end(self, job: RunningJob) -> None:
+        """Report a job's outcomes and events; call before its result is handed to Dask."""
+        with self._lock:
+            self._jobs.discard(job)
+        self._report(job)
+
+    def cancel(self, run_ids: Iterable[UUID]) -> None:
+        """Stop these runs: what runs is interrupted, what comes later does not begin."""
+        with self._lock:
+            for run_id in run_ids:
+                _remember(self._cancelled, run_id, None, _MAX_CANCELLED)
+            seats = [job.seat for job in self._jobs if job.seat is not None]
+            hit = [seat for seat in seats if seat.run_id in self._cancelled]
+        for seat in hit:
+            seat.cancel()
+
+    def is_cancelled(self, run_id: UUID) -> bool:
+        """Whether `cancel` named this run."""
+        return run_id in self._cancelled
+
+    # -- events and reports ------------------------------------------------------------------
+
+    def emit(
+        self,
+        job: Job,
+        task_run: TaskRun,
+        initial: State[Any] | None,
+        validated: State[Any],
+        *,
+        persisted: bool,
+    ) -> None:
+        """Send a state change to the driver, soon.
+
+        Where the job's options say so, a transition that is followed by the run's final state
+        within the flush interval is not sent: the final event carries the whole record.
+        """
+        is_last = validated.is_final() or validated.name == "NotReady"
+        run_id = task_run.id
+        with self._lock:
+            outbox = self._outboxes.setdefault(job.events_topic, _Outbox())
+            if job.options.coalesce and not is_last:
+                held = outbox.held.setdefault(run_id, [])
+                held.append((task_run.model_copy(), initial, validated))
+                return
+            superseded = outbox.held.pop(run_id, None)
+            if superseded:
+                outbox.coalesced += len(superseded)
+            follows = outbox.sent_last.pop(run_id, None)
+            record = state_event(task_run, initial, validated, follows, persisted=persisted)
+            outbox.records.append(record)
+            if not is_last:
+                outbox.sent_last[run_id] = (validated.id, validated.timestamp)
+
+    def flush(self) -> None:
+        """Send all reports and events that are waiting."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            self._report(job)
+        self._send_events()
+
+    def _due_events(self, topic: str, *, include_held: bool) -> tuple[list[EventRecord], int]:
+        with self._lock:
+            outbox = self._outboxes.get(topic)
+            if outbox is None:
+                return [], 0
+            if include_held:
+                for run_id, held in outbox.held.items():
+                    for task_run, initial, validated in held:
+                        follows = outbox.sent_last.get(run_id)
+                        outbox.records.append(state_event(task_run, initial, validated, follows))
+                        outbox.sent_last[run_id] = (validated.id, validated.timestamp)
+                outbox.held.clear()
+            records, outbox.records = outbox.records, []
+            coalesced, outbox.coalesced = outbox.coalesced, 0
+            return records, coalesced
+
+    def _report(self, job: RunningJob) -> None:
+        with job.lock:
+            reports, job.reports = job.reports, []
+            returned, job.returned = job.returned, []
+        outcomes = (
+            *reports,
+            *(OutcomeReport(run_id, "returned", None, "", 0.0) for run_id in returned),
+        )
+        if job.job.events_topic == job.job.results_topic:
+            records, coalesced = self._due_events(job.job.events_topic, include_held=False)
+            if outcomes or records:
+                self._send(job.job.results_topic, outcomes, records, coalesced)
+        elif outcomes:
+            self._send(job.job.results_topic, outcomes, [], 0)
+
+    def _send_events(self) -> None:
+        for topic in list(self._outboxes):
+            records, coalesced = self._due_events(topic, include_held=True)
+            if records or coalesced:
+                self._send(topic, (), records, coalesced)
+
+    def _send(
+        self,
+        topic: str,
+        outcomes: tuple[OutcomeReport, ...],
+        events: list[EventRecord],
+        coalesced: int,
+    ) -> None:
+        message = Message(self.worker.address, outcomes, tuple(events), coalesced)
+        self.worker.log_event(topic, pack(message))
+
+    def _watch(self) -> None:
+        """Give back what waits behind a straggler; send events in good time."""
+        events_due_s = time.monotonic() + _EVENTS_EVERY_S
+        while True:
+            with self._wake:
+                while not (self._jobs or self._has_events()) and not self._is_closed:
+                    self._wake.wait()
+                if self._is_closed:
+                    return
+                jobs = list(self._jobs)
+            now_s = time.monotonic()
+            for job in jobs:
+                seat = job.seat
+                if (
+                    seat is not None
+                    and (job.waiting or job.reports)
+                    and now_s - seat.started_monotonic_s > job.job.options.split_after_s
+                ):
+                    if job.give_back():
+                        metrics.inc("deepflow_batch_splits_total")
+                    self._report(job)
+            if now_s >= events_due_s:
+                self._send_events()
+                events_due_s = now_s + _EVENTS_EVERY_S
+            time.sleep(_TICK_S)
+
+    def _has_events(self) -> bool:
+        return any(box.records or box.held or box.coalesced for box in self._outboxes.values())
+
+    def close(self) -> None:
+        """Send what is left and stop the watcher."""
+        self.flush()
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
+    """Put into a cache that forgets its oldest entries."""
+    cache[key] = value
+    while len(cache) > limit:
+        cache.popitem(last=False)
+
+
+_agents: dict[str, Agent] = {}
+_agents_lock = threading.Lock()
+
+
+def agent_of(worker: Worker) -> Agent:
+    """The agent of a worker; made on first use."""
+    agent = _agents.get(worker.address)
+    if agent is None or agent.worker is not worker:
+        with _agents_lock:
+            agent = _agents.get(worker.address)
+            if agent is None or agent.worker is not worker:
+                agent = _agents[worker.address] = Agent(worker)
+    return agent
+
+
+def forget_agent(worker: Worker) -> None:
+    """Close and drop a worker's agent, where it has one."""
+    with _agents_lock:
+        agent = _agents.pop(worker.address, None)
+    if agent is not None:
+        agent.close()

@@ -1,0 +1,98 @@
+"""What a task runner was made with: one frozen, checked value.
+
+`duplicate()`, equality and pickling of the runner derive from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prefect.utilities.importtools import from_qualified_name
+
+from deepflow.decide.model import WorkerClass
+from deepflow.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """The arguments of `DeepflowTaskRunner`; see there for their meaning.
+
+    Raises:
+        ConfigurationError: (also a `ValueError`) arguments that exclude each other.
+    """
+
+    cluster: Any = None
+    address: str | None = None
+    cluster_class: str | Callable[..., Any] | None = None
+    cluster_kwargs: dict[str, Any] = field(default_factory=dict)
+    adapt_kwargs: dict[str, Any] = field(default_factory=dict)
+    client_kwargs: dict[str, Any] = field(default_factory=dict)
+    performance_report_path: str | None = None
+    local: tuple[WorkerClass, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        cluster: Any,
+        address: str | None,
+        cluster_class: str | Callable[..., Any] | None,
+        cluster_kwargs: dict[str, Any] | None,
+        adapt_kwargs: dict[str, Any] | None,
+        client_kwargs: dict[str, Any] | None,
+        performance_report_path: str | None,
+        local: Sequence[WorkerClass] | None,
+    ) -> RunnerConfig:
+        """Check and copy what a user passed."""
+        if address and (cluster or cluster_class or cluster_kwargs or adapt_kwargs):
+            raise ConfigurationError(
+                "Cannot specify `address` and "
+                "`cluster`/`cluster_class`/`cluster_kwargs`/`adapt_kwargs`"
+            )
+        if cluster and (cluster_class or cluster_kwargs):
+            raise ConfigurationError(
+                "Cannot specify `cluster` and `cluster_class`/`cluster_kwargs`"
+            )
+        if local is not None and (address or cluster or cluster_class):
+            raise ConfigurationError(
+                "Cannot specify `local` and `address`/`cluster`/`cluster_class`: `local` describes "
+                "an embedded cluster, the others name one that is elsewhere"
+            )
+        for name, kwargs in (("client_kwargs", client_kwargs), ("cluster_kwargs", cluster_kwargs)):
+            if kwargs and "asynchronous" in kwargs:
+                raise ConfigurationError(
+                    f"`{name}` cannot set `asynchronous`. This option is managed by Prefect."
+                )
+        if isinstance(cluster_class, str):
+            from_qualified_name(cluster_class)  # a misspelt name fails here, not in the flow
+        for worker_class in local or ():
+            if not isinstance(worker_class, WorkerClass):
+                raise ConfigurationError(
+                    f"`local` takes deepflow.WorkerClass values, not {worker_class!r}"
+                )
+        return cls(
+            cluster=cluster,
+            address=address,
+            cluster_class=cluster_class,
+            cluster_kwargs=dict(cluster_kwargs or {}),
+            adapt_kwargs=dict(adapt_kwargs or {}),
+            client_kwargs={"set_as_default": False, **(client_kwargs or {})},
+            performance_report_path=performance_report_path,
+            local=None if local is None else tuple(local),
+        )
+
+    def resolved_cluster_class(self) -> Callable[..., Any] | None:
+        """The cluster class itself, where its name was given."""
+        if isinstance(self.cluster_class, str):
+            resolved: Callable[..., Any] = from_qualified_name(self.cluster_class)
+            return resolved
+        return self.cluster_class
+
+    def portable(self) -> RunnerConfig:
+        """The value to pickle: a live cluster is left behind, its address takes its place."""
+        if self.cluster is None:
+            return self
+        address = getattr(self.cluster, "scheduler_address", None) or None
+        return replace(self, cluster=None, address=address, adapt_kwargs={})

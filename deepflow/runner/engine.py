@@ -1,0 +1,344 @@
+"""Prefect's task engines as they run on a worker.
+
+They are Prefect's own engines; what differs is at the edges:
+
+- a state change is handed to the worker's outbox instead of to Prefect's event worker;
+- a delayed retry ends the attempt instead of sleeping in a worker slot (`retry_at`), and a later
+  engine continues the same task run;
+- `timeout_seconds` is kept for sync tasks on worker threads, and a running task can be
+  interrupted: between two bytecodes of a thread, at the next `await` of a coroutine, or by
+  killing the process of an isolated task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas import TaskRun
+from prefect.client.schemas.objects import State
+from prefect.results import ResultRecord
+from prefect.states import Cancelled
+from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, TaskRunTimeoutError
+from prefect.utilities.callables import call_with_parameters
+from prefect.utilities.engine import link_state_to_task_run_result
+
+from deepflow.runner.durable import DurableRecord
+from deepflow.runner.isolated import call_isolated
+from deepflow.runner.slots import Slot, current_slot
+
+Emit = Callable[[TaskRun, State[Any] | None, State[Any]], None]
+
+CANCELLED_MESSAGE = "Cancelled while it was running."
+
+
+class Interrupted(BaseException):
+    """Raised inside a running task when its cancellation is asked for."""
+
+
+class Seat:
+    """One running task run as the worker sees it: who can interrupt it, and whether it was.
+
+    The lock makes an interruption hit the user's function or nothing: an exception that is still
+    pending when the function has returned is taken back.
+    """
+
+    def __init__(self, run_id: UUID) -> None:
+        self.run_id = run_id
+        self.started_monotonic_s = time.monotonic()
+        self.cancelled = False
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self._take_back: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Ask the run to stop at the next chance."""
+        with self._lock:
+            self.cancelled = True
+            if self._stop is not None:
+                self._stop()
+
+    @contextmanager
+    def interruptible(
+        self, stop: Callable[[], None], take_back: Callable[[], None] | None = None
+    ) -> Generator[None, None, None]:
+        """While entered, `cancel` calls `stop`; on leaving, `take_back` undoes a late one."""
+        with self._lock:
+            if self.cancelled:
+                raise Interrupted(CANCELLED_MESSAGE)
+            self._stop, self._take_back = stop, take_back
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stop = None
+                if self.cancelled and take_back is not None:
+                    take_back()
+
+
+def _raise_in_thread(ident: int, exception: type[BaseException] | None) -> None:
+    """Raise `exception` in another thread at its next bytecode; None takes a pending one back."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(ident), ctypes.py_object(exception) if exception else None
+    )
+
+
+def advance(task_run: TaskRun, state: State[Any]) -> State[Any]:
+    """Put `task_run` in `state` and keep its denormalized fields; returns the state before."""
+    last = task_run.state
+    assert last is not None
+    if state.timestamp <= last.timestamp:
+        # The server keeps the newest; two states of a run must not share a timestamp.
+        state.timestamp = last.timestamp + timedelta(microseconds=1)
+    state.state_details.task_run_id = task_run.id
+    state.state_details.flow_run_id = task_run.flow_run_id
+    task_run.state = state
+    task_run.state_id = state.id
+    task_run.state_type = state.type
+    task_run.state_name = state.name
+    if last.is_running():
+        task_run.total_run_time += state.timestamp - last.timestamp
+    if state.is_running():
+        task_run.run_count += 1
+    if state.is_final():
+        if task_run.start_time and not task_run.end_time:
+            task_run.end_time = state.timestamp
+        value = state.data.result if isinstance(state.data, ResultRecord) else state.data
+        link_state_to_task_run_result(state, value)
+    return last
+
+
+class SyncEngine(SyncTaskRunEngine[Any, Any]):
+    """Prefect's sync engine with the edges described at the top of this file."""
+
+    def __init__(
+        self,
+        *,
+        seat: Seat,
+        emit: Emit,
+        durable: DurableRecord | None = None,
+        isolate: bool = False,
+        resuming: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.seat = seat
+        self.user_run_s = 0.0
+        self._emit = emit
+        self._durable = durable
+        self._isolate = isolate
+        self._resuming = resuming
+
+    def is_cancelled(self) -> bool:
+        return self.seat.cancelled
+
+    def retry_at(self) -> float | None:
+        """Wall-clock seconds at which the next attempt may start; None unless it has to wait."""
+        due = self.state.state_details.scheduled_time
+        if self.state.name != "AwaitingRetry" or due is None:
+            return None
+        return float(due.timestamp())
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        assert self.task_run is not None
+        last = advance(self.task_run, state)
+        self._emit(self.task_run, last, state)
+        self._telemetry.update_state(state)
+        return state
+
+    def begin_run(self) -> None:
+        if self._resuming:
+            self.wait_until_ready()
+        else:
+            super().begin_run()
+
+    def log_finished_message(self) -> None:
+        if self.task_run is not None and self.retry_at() is None:
+            super().log_finished_message()
+
+    def handle_crash(self, exc: BaseException) -> None:
+        if self.seat.cancelled:
+            self.set_state(Cancelled(message=CANCELLED_MESSAGE), force=True)
+            self._raised = exc
+        else:
+            super().handle_crash(exc)
+
+    @contextmanager
+    def run_context(self) -> Generator[SyncEngine, None, None]:
+        # As Prefect's, without its timeout: that one cannot interrupt a worker thread.
+        with self.setup_run_context():
+            try:
+                if self.is_cancelled():
+                    raise Interrupted(CANCELLED_MESSAGE)
+                yield self
+            except TimeoutError as exc:
+                self.handle_timeout(exc)
+            except Exception as exc:
+                self.handle_exception(exc)
+
+    def call_task_fn(self, transaction: Any) -> Any:
+        if transaction.is_committed():
+            result = transaction.read()
+        else:
+            started_s = time.perf_counter()
+            try:
+                result = self._call_user_fn()
+            finally:
+                self.user_run_s += time.perf_counter() - started_s
+            if self._durable is not None:
+                assert self.task_run is not None
+                self._durable.write(result, self.task_run)
+        self.handle_success(result, transaction=transaction)
+        return result
+
+    def _call_user_fn(self) -> Any:
+        parameters = self.parameters or {}
+        timeout_s = self.task.timeout_seconds
+        if self._isolate:
+            return call_isolated(self.task, parameters, timeout_s, self.seat)
+        if timeout_s is not None:
+            return _call_with_deadline(
+                lambda: call_with_parameters(self.task.fn, parameters), timeout_s, self.seat
+            )
+        ident = threading.get_ident()
+        with self.seat.interruptible(
+            lambda: _raise_in_thread(ident, Interrupted), lambda: _raise_in_thread(ident, None)
+        ):
+            return call_with_parameters(self.task.fn, parameters)
+
+
+def _call_with_deadline(call: Callable[[], Any], timeout_s: float, seat: Seat) -> Any:
+    """Call in a thread of its own and stop waiting at the deadline.
+
+    A thread cannot be killed: at the deadline the call is asked to stop (an exception at its next
+    bytecode) and abandoned, so the caller's slot is free again even where it blocks in C.
+
+    Raises:
+        TaskRunTimeoutError: the call had not returned after `timeout_s` seconds.
+    """
+    outcome: list[tuple[bool, Any]] = []
+    slot = current_slot.get() or Slot()
+    context = contextvars.copy_context()
+
+    def body() -> None:
+        try:
+            outcome.append((True, context.run(call)))
+        except BaseException as exc:
+            outcome.append((False, exc))
+        finally:
+            slot.finished()
+
+    thread = threading.Thread(target=body, name="deepflow-timed-call", daemon=True)
+
+    def stop() -> None:
+        _raise_in_thread(thread.ident or 0, Interrupted)
+        slot.finished()
+
+    with seat.interruptible(stop):
+        thread.start()
+        slot.serve(timeout_s)
+    if not outcome:
+        _raise_in_thread(thread.ident or 0, Interrupted)
+        if seat.cancelled:
+            raise Interrupted(CANCELLED_MESSAGE)
+        raise TaskRunTimeoutError(f"no result after {timeout_s} second(s)")
+    ok, value = outcome[0]
+    if ok:
+        return value
+    raise value
+
+
+def _stop_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    loop.call_soon_threadsafe(task.cancel)
+
+
+class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
+    """Prefect's async engine with the edges described at the top of this file."""
+
+    def __init__(
+        self,
+        *,
+        seat: Seat,
+        emit: Emit,
+        durable: DurableRecord | None = None,
+        isolate: bool = False,
+        resuming: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.seat = seat
+        self.user_run_s = 0.0
+        self._emit = emit
+        self._durable = durable
+        self._isolate = isolate
+        self._resuming = resuming
+
+    def is_cancelled(self) -> bool:
+        return self.seat.cancelled
+
+    def retry_at(self) -> float | None:
+        """Wall-clock seconds at which the next attempt may start; None unless it has to wait."""
+        due = self.state.state_details.scheduled_time
+        if self.state.name != "AwaitingRetry" or due is None:
+            return None
+        return float(due.timestamp())
+
+    async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        assert self.task_run is not None
+        last = advance(self.task_run, state)
+        self._emit(self.task_run, last, state)
+        self._telemetry.update_state(state)
+        return state
+
+    async def begin_run(self) -> None:
+        if self._resuming:
+            self._resolve_parameters()
+            self._set_custom_task_run_name()
+            await self.wait_until_ready()
+        else:
+            await super().begin_run()
+
+    def log_finished_message(self) -> None:
+        if self.task_run is not None and self.retry_at() is None:
+            super().log_finished_message()
+
+    async def handle_crash(self, exc: BaseException) -> None:
+        if self.seat.cancelled:
+            await self.set_state(Cancelled(message=CANCELLED_MESSAGE), force=True)
+            self._raised = exc
+        else:
+            await super().handle_crash(exc)
+
+    async def call_task_fn(self, transaction: Any) -> Any:
+        if transaction.is_committed():
+            result = await transaction.read()
+        else:
+            started_s = time.perf_counter()
+            try:
+                result = await self._call_user_fn()
+            finally:
+                self.user_run_s += time.perf_counter() - started_s
+            if self._durable is not None:
+                assert self.task_run is not None
+                self._durable.write(result, self.task_run)
+        await self.handle_success(result, transaction=transaction)
+        return result
+
+    async def _call_user_fn(self) -> Any:
+        parameters = self.parameters or {}
+        if self._isolate:
+            return await asyncio.to_thread(
+                call_isolated, self.task, parameters, self.task.timeout_seconds, self.seat
+            )
+        loop, current = asyncio.get_running_loop(), asyncio.current_task()
+        assert current is not None
+        with self.seat.interruptible(lambda: _stop_task(loop, current)):
+            return await call_with_parameters(self.task.fn, parameters)

@@ -1,0 +1,138 @@
+"""Run one task in a process of its own, which can be killed.
+
+`hints(isolate=True)`: the user's function runs in a fresh interpreter; the worker's thread waits
+for it and kills it at the task's timeout or when the run is cancelled. The process gets the
+run's contexts, so loggers and runtime values work inside.
+
+The child is this module: `python -m deepflow.runner.isolated`, a pickled call on standard input,
+the pickled outcome on a pipe of its own (what the user prints stays on standard output).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from deepflow.errors import IsolatedProcessError
+
+if TYPE_CHECKING:
+    from prefect.tasks import Task
+
+    from deepflow.runner.engine import Seat
+
+
+def call_isolated(
+    task: Task[Any, Any], parameters: dict[str, Any], timeout_s: float | None, seat: Seat
+) -> Any:
+    """Call `task.fn(**parameters)` in a process of its own and return its value.
+
+    Raises:
+        TaskRunTimeoutError: no result after `timeout_s` seconds; the process was killed.
+        IsolatedProcessError: the process died without an answer (its exit status is named).
+        Exception: whatever the function raised.
+    """
+    from prefect.context import serialize_context
+    from prefect.task_engine import TaskRunTimeoutError
+
+    from deepflow.runner.engine import CANCELLED_MESSAGE, Interrupted
+
+    call = cloudpickle.dumps((task.fn, parameters, serialize_context(), sys.path))
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb") as answers:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deepflow.runner.isolated", str(write_fd)],
+            stdin=subprocess.PIPE,
+            pass_fds=(write_fd,),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        os.close(write_fd)
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, expire) if timeout_s is not None else None
+        answer: bytes | None = None
+        try:
+            with seat.interruptible(process.kill):
+                if timer is not None:
+                    timer.start()
+                answer = _exchange(process, call, answers)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if answer is None:
+                process.kill()
+            process.wait()
+    if seat.cancelled:
+        raise Interrupted(CANCELLED_MESSAGE)
+    if expired.is_set():
+        raise TaskRunTimeoutError(f"no result after {timeout_s} second(s)")
+    if answer is None:
+        status = process.returncode
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        raise IsolatedProcessError(
+            f"the process of task {task.name!r} ended by {how} without a result; "
+            "look at the worker's output for its last words (out of memory, segmentation fault?)"
+        )
+    ok, value = pickle.loads(answer)
+    if ok:
+        return value
+    raise value
+
+
+def _exchange(process: subprocess.Popen[bytes], call: bytes, answers: Any) -> bytes | None:
+    """Send the call, read the answer; None where the process ended without one."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(call)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died before it had read the call: its exit status says so
+    header = answers.read(8)
+    if len(header) < 8:
+        return None
+    (length,) = struct.unpack("<Q", header)
+    body: bytes = answers.read(length)
+    return body if len(body) == length else None
+
+
+def _child(write_fd: int) -> None:
+    """Read the call, run it in its contexts, write the outcome, flush logs."""
+    fn, parameters, context, _path = pickle.load(sys.stdin.buffer)
+    from prefect.context import hydrated_context
+    from prefect.logging.handlers import APILogWorker
+    from prefect.utilities.callables import call_with_parameters
+
+    try:
+        with hydrated_context(context):
+            value = call_with_parameters(fn, parameters)
+            if hasattr(value, "__await__"):
+                import asyncio
+
+                value = asyncio.run(_awaited(value))
+        answer = cloudpickle.dumps((True, value), protocol=5)
+    except BaseException as exc:
+        try:
+            answer = cloudpickle.dumps((False, exc))
+        except Exception:
+            answer = cloudpickle.dumps((False, IsolatedProcessError(f"{type(exc).__name__}: {exc}")))
+    with os.fdopen(write_fd, "wb") as answers:
+        answers.write(struct.pack("<Q", len(answer)) + answer)
+    APILogWorker.drain_all(timeout=5)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))

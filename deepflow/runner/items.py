@@ -1,0 +1,268 @@
+"""What the driver knows of a submitted call: item, template, job, map plan, shared argument."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.client.schemas import TaskRun
+
+from deepflow.observe import metrics
+from deepflow.runner.runs import new_task_run
+from deepflow.runner.wire import BlobRef, ItemSpec, Source
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+    from prefect.tasks import Task
+
+    from deepflow.hints import Hints
+
+
+@dataclass(slots=True)
+class Template:
+    """What the runs of one `submit` or `map` call have in common."""
+
+    name: str
+    salt: str
+    prefect_task: Task[Any, Any]
+    task: BlobRef
+    context: BlobRef
+    tags: tuple[str, ...]
+    hints: Hints
+    annotations: dict[str, Any]
+    resources: dict[str, float]
+    workers: list[str]
+    allow_other_workers: bool
+    priority: int
+    may_batch: bool
+    ship_again: Callable[[], None]
+    static: bytes | None = None
+    static_references: tuple[Any, ...] = ()
+
+
+class SharedArgument:
+    """A large argument that is sent to the cluster once, and again if the cluster loses it."""
+
+    __slots__ = ("__weakref__", "_future", "_lock", "_value", "n_bytes")
+
+    def __init__(self, value: Any, n_bytes: int) -> None:
+        self._value = value
+        self.n_bytes = n_bytes
+        self._future: Future | None = None
+        self._lock = threading.Lock()
+
+    def future(self, client: Client) -> Future:
+        """The Dask future of the value."""
+        with self._lock:
+            if self._future is None or self._future.status in ("lost", "cancelled", "error"):
+                self._future = client.scatter([self._value], hash=False)[0]
+                metrics.inc("deepflow_shared_argument_bytes_total", self.n_bytes)
+            return self._future
+
+
+class ReleasedFuture:
+    """Stands where a Dask future was whose result the driver has: the cluster may forget it."""
+
+    __slots__ = ("key",)
+
+    status = "finished"
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def done(self) -> bool:
+        """Always true."""
+        return True
+
+    def cancelled(self) -> bool:
+        """Always false."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"<ReleasedFuture: finished, key: {self.key}>"
+
+
+class SentJob:
+    """A Dask task under way or finished, and the items in it."""
+
+    __slots__ = ("__weakref__", "future", "items", "key", "n_kept", "returned")
+
+    def __init__(self, key: str, items: list[Item]) -> None:
+        self.key = key
+        self.items = items
+        self.future: Future | None = None
+        self.returned: list[Item] = []
+        self.n_kept = len(items)
+
+    def let_go(self, item: Item) -> None:
+        """`item` no longer needs the job's result; when none does, Dask may forget it."""
+        item.released_key = self.key
+        item.job = None
+        self.n_kept -= 1
+        if self.n_kept == 0:
+            self.future = None
+
+
+class Item:
+    """One task run on the driver."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_event",
+        "blob",
+        "call",
+        "dependents",
+        "dynamic_key",
+        "failures",
+        "inputs",
+        "assets",
+        "is_cancelling",
+        "is_done",
+        "is_waiting",
+        "job",
+        "name",
+        "needs_done",
+        "owner",
+        "plan",
+        "references",
+        "released_key",
+        "rerun",
+        "resume",
+        "run_id",
+        "sent_at_s",
+        "state_type",
+        "template",
+        "upstreams",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        run_id: UUID,
+        template: Template,
+        name: str,
+        dynamic_key: str,
+        call: bytes,
+        references: tuple[Any, ...],
+        waits_for: tuple[Item, ...] = (),
+        inputs: bytes | None = None,
+        assets: bytes | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.template = template
+        self.name = name
+        self.dynamic_key = dynamic_key
+        self.call = call
+        self.references = references
+        self.upstreams: tuple[Item, ...] = (
+            *(r for r in (*references, *template.static_references) if isinstance(r, Item)),
+            *waits_for,
+        )
+        self.inputs = inputs
+        self.assets = assets
+        self.resume: bytes | None = None
+        self.rerun: str | None = None
+        self.job: SentJob | None = None
+        self.released_key: str | None = None
+        self.dependents: list[Item] = []
+        self.plan: MapPlan | None = None
+        self.needs_done = bool(waits_for)
+        self.is_waiting = False
+        self.is_cancelling = False
+        self.is_done = False
+        self.failures = 0
+        self.sent_at_s = 0.0
+        self.worker: str | None = None
+        self.blob: bytes | None = None
+        self.state_type = ""
+        self._callbacks: list[Callable[[], None]] = []
+        self._event: threading.Event | None = None
+
+    def spec(self, sources: tuple[Source, ...]) -> ItemSpec:
+        """The item as it travels."""
+        return ItemSpec(
+            self.run_id,
+            self.name,
+            self.dynamic_key,
+            self.call,
+            sources,
+            self.inputs,
+            self.assets,
+            self.resume,
+            self.rerun,
+        )
+
+    def task_run(self, flow_run_id: UUID | None) -> TaskRun:
+        """The run's record as the driver knows it (in Pending, or as it was handed back)."""
+        if self.resume is not None:
+            record: TaskRun = pickle.loads(self.resume)[0]
+            return record
+        return new_task_run(
+            self.template.prefect_task,
+            run_id=self.run_id,
+            name=self.name,
+            dynamic_key=self.dynamic_key,
+            flow_run_id=flow_run_id,
+            tags=self.template.tags,
+            inputs=pickle.loads(self.inputs) if self.inputs else {},
+        )
+
+    def settle(self, blob: bytes | None, state_type: str) -> None:
+        """Note the final state. What only a further attempt would need is dropped."""
+        self.blob = blob
+        self.state_type = state_type
+        self.is_done = True
+        self.upstreams = ()
+        self.references = ()
+        self.call = b""
+        self.resume = None
+        if self._event is not None:
+            self._event.set()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Block until the item is done; False if `timeout_s` seconds pass first."""
+        if self.is_done:
+            return True
+        event = self._event
+        if event is None:
+            event = self._event = threading.Event()
+        if self.is_done:
+            return True
+        return event.wait(timeout_s)
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the item is done (at once, if it is)."""
+        if not self.is_done:
+            self._callbacks.append(callback)
+            if not self.is_done:
+                return
+            try:
+                self._callbacks.remove(callback)
+            except ValueError:
+                return  # it was called in between
+        callback()
+
+    def call_back(self) -> None:
+        """Run the callbacks; not under any lock."""
+        while self._callbacks:
+            self._callbacks.pop(0)()
+
+
+@dataclass(eq=False)
+class MapPlan:
+    """The items of a map that wait for its pilot."""
+
+    task_digest: str
+    waiting: list[Item] = field(default_factory=list)
+    made_at_s: float = field(default_factory=time.time)
+
+    def take(self) -> list[Item]:
+        """All waiting items; they wait no longer."""
+        waiting, self.waiting = self.waiting, []
+        return waiting

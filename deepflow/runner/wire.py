@@ -1,0 +1,213 @@
+"""What travels between the driver and a worker: specs, outcomes, and references inside pickles.
+
+A call's parameters are pickled once, on the driver, in the thread that submits. A future among
+them, at any depth, becomes a numbered reference (`pickle`'s persistent ids), so nothing has to
+be walked on either side; the worker puts the upstream's state in its place. The pickles are
+opaque bytes to Dask: the scheduler never needs the user's modules.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+import cloudpickle
+import zstandard
+
+_PLAIN = (int, float, str, bool, bytes, type(None))
+_COMPRESS_ABOVE_BYTES = 4096
+
+
+class BlobRef(NamedTuple):
+    """Where a worker finds a shared blob: a name on the scheduler, a digest for its cache."""
+
+    name: str
+    digest: str
+
+
+class Inline(NamedTuple):
+    """An upstream's state, pickled, sent along with the call because it is small."""
+
+    blob: bytes
+
+
+class Remote(NamedTuple):
+    """An upstream's state in worker memory: the entry of `run_id` in Dask dependency `dep`."""
+
+    dep: int
+    run_id: UUID
+
+
+class Shared(NamedTuple):
+    """A large argument that travels once: Dask dependency `dep` is the value itself."""
+
+    dep: int
+
+
+Source = Inline | Remote | Shared
+
+
+class ItemSpec(NamedTuple):
+    """One task run to execute."""
+
+    run_id: UUID
+    name: str
+    dynamic_key: str
+    call: bytes
+    sources: tuple[Source, ...] = ()
+    inputs: bytes | None = None
+    """Pickled `task_inputs`, where the call has upstream runs."""
+    assets: bytes | None = None
+    resume: bytes | None = None
+    """Pickled `(TaskRun, retries so far)` of a run that waited for its retry off the worker."""
+    rerun: str | None = None
+    """Why this run is executed again although it had finished or started before."""
+
+
+class JobOptions(NamedTuple):
+    """How a group of runs is to be executed."""
+
+    coalesce: bool = False
+    inline_bytes: int = 16384
+    split_after_s: float = 0.25
+    durable: bool = False
+    isolate: bool = False
+
+
+class Job(NamedTuple):
+    """One Dask task: one or more runs of the same Prefect task in the same context."""
+
+    results_topic: str
+    events_topic: str
+    context: BlobRef
+    task: BlobRef
+    tags: tuple[str, ...]
+    static: bytes | None
+    static_sources: tuple[Source, ...]
+    items: tuple[ItemSpec, ...]
+    options: JobOptions
+
+
+Kind = Literal["done", "retry", "returned", "deferred", "cancelled"]
+
+
+class Entry(NamedTuple):
+    """What became of one run of a job."""
+
+    run_id: UUID
+    kind: Kind
+    state: Any = None
+    """The final `State` for `done`; `(TaskRun, retries, ready_at)` for `retry`."""
+    run_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """A job's result as Dask keeps it: one entry per item, values inside their states."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def find(self, run_id: UUID) -> Entry | None:
+        """The entry of a run, or None where it was given back."""
+        return next((entry for entry in self.entries if entry.run_id == run_id), None)
+
+    def __deepflow_payload__(self) -> object:
+        """What counts as this object's size (see `intermediates.sizes`)."""
+        return [entry.state for entry in self.entries]
+
+
+class OutcomeReport(NamedTuple):
+    """What a worker tells the submitting driver about one run, ahead of the result itself."""
+
+    run_id: UUID
+    kind: Kind
+    blob: bytes | None
+    """The pickled state (`done`) or resume record (`retry`); None where it is too large."""
+    state_type: str
+    run_s: float
+
+
+class EventRecord(NamedTuple):
+    """One task-run event, ready to send but for the related resources."""
+
+    run_id: UUID
+    flow_run_id: UUID | None
+    state_type: str
+    state_name: str
+    tags: tuple[str, ...]
+    body: bytes
+    """JSON object without its closing brace and without `related`."""
+
+
+class Message(NamedTuple):
+    """A worker's report: what happened to which runs, and the events to pass on."""
+
+    worker: str
+    outcomes: tuple[OutcomeReport, ...]
+    events: tuple[EventRecord, ...]
+    coalesced: int
+    counts: tuple[tuple[str, float], ...] = ()
+
+
+def pack(message: Message) -> bytes:
+    """Serialize a report; compressed when large, since Dask keeps the last 1,000 of a topic."""
+    raw = pickle.dumps(tuple(message), protocol=5)
+    if len(raw) > _COMPRESS_ABOVE_BYTES:
+        return b"z" + zstandard.ZstdCompressor(level=1).compress(raw)
+    return b"r" + raw
+
+
+def unpack(blob: bytes) -> Message:
+    """Inverse of `pack`."""
+    raw = blob[1:]
+    if blob[:1] == b"z":
+        raw = zstandard.ZstdDecompressor().decompress(raw)
+    return Message(*pickle.loads(raw))
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Cloudpickle with references: `find` gives an object's number, or None to pickle it."""
+
+    def __init__(self, file: io.BytesIO, find: Callable[[Any], int | None]) -> None:
+        super().__init__(file, protocol=5)
+        self._find = find
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._find(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, values: Sequence[Any]) -> None:
+        super().__init__(file)
+        self._values = values
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._values[pid]
+
+
+def is_plain(value: object) -> bool:
+    """True for values that need neither cloudpickle nor a search for references."""
+    return type(value) in _PLAIN
+
+
+def dumps(value: Any, find: Callable[[Any], int | None]) -> bytes:
+    """Pickle `value`; objects for which `find` returns a number become references."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, find).dump(value)
+    return buffer.getvalue()
+
+
+def dumps_plain(value: Any) -> bytes:
+    """Pickle a value made only of plain scalars in plain containers (see `is_plain`)."""
+    return pickle.dumps(value, protocol=5)
+
+
+def loads(blob: bytes, values: Sequence[Any] = ()) -> Any:
+    """Inverse of `dumps`: `values` are the referenced objects in order."""
+    if not values:
+        return pickle.loads(blob)
+    return _Unpickler(io.BytesIO(blob), values).load()

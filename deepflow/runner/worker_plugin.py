@@ -1,0 +1,77 @@
+"""What every worker of a deepflow cluster needs: sizes that Dask can see, and a clean end.
+
+The plugin is registered by the runner when it connects; workers that join later get it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from distributed.diagnostics.plugin import WorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+FLUSH_TIMEOUT_S = 5.0
+
+
+class DeepflowWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Registers sizes at start; sends the last events and logs before the worker is gone."""
+
+    name = "deepflow"
+    idempotent = True
+
+    def __init__(self, driver: str) -> None:
+        self.driver = driver
+        """`host:pid` of the process that registered it: there, Prefect's services go on."""
+
+    def setup(self, worker: Worker) -> None:
+        """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
+        from deepflow.intermediates import registration
+        from deepflow.observe import metrics
+
+        registration.register()
+        metrics.register()
+
+    async def teardown(self, worker: Worker) -> None:
+        """Flush events and logs: without it the last lines of a retired worker are lost."""
+        from deepflow.runner.agent import forget_agent
+
+        forget_agent(worker)
+        await asyncio.get_running_loop().run_in_executor(None, flush_logs, self.driver)
+
+
+def this_process() -> str:
+    """`host:pid`, unique among the processes of a cluster."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def flush_logs(driver: str) -> None:
+    """Send this process's queued logs and events to the server, unless it is the driver's own."""
+    if this_process() == driver:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=FLUSH_TIMEOUT_S, at_exit=False)
+    EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S, at_exit=False)
+
+
+async def flush_worker(driver: str, dask_worker: Worker) -> None:
+    """Send what this worker still has to say: its reports, events and logs."""
+    from deepflow.runner.agent import agent_of
+
+    agent_of(dask_worker).flush()
+    await asyncio.get_running_loop().run_in_executor(None, flush_logs, driver)
+
+
+def cancel_runs(run_ids: Sequence[UUID], dask_worker: Worker) -> None:
+    """Cancel task runs on this worker."""
+    from deepflow.runner.agent import agent_of
+
+    agent_of(dask_worker).cancel(run_ids)
