@@ -1,0 +1,46 @@
+"""The `deepflow` command: which subcommands there are, and how an error of ours is told."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from deepflow.errors import DeepflowError
+
+# Command → module that has a click command called `command`, imported on first use.
+_COMMANDS = {
+    "demo": "deepflow.cli.demo",
+    "metrics": "deepflow.cli.metrics",
+    "settings": "deepflow.cli.settings",
+    "version": "deepflow.cli.version",
+}
+
+
+class _Rooms(click.Group):
+    """Subcommands by name, imported when asked for; our own errors told without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = import_module(module).command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DeepflowError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Rooms, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Example: deepflow demo --size tiny
+
+    Run Prefect flows on Dask. Each command's --help opens with an example, and each takes --json.
+    """
