@@ -1,0 +1,203 @@
+"""Makes Dask see into Prefect's envelopes: their size, and the frames they travel as.
+
+The only module of this room that knows Dask. Every process that holds results calls `register`:
+worker plugin, driver, preload. Prefect's own types are registered when Dask first meets one of
+them, so Prefect is not imported here.
+
+Frames: pickle protocol 5 already sends contiguous arrays, frames and Arrow tables as buffers of
+their own, without a copy. What it does not is added: tensors, strided and broadcast arrays, and
+long `bytes` and `bytearray` that are the result itself.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import cloudpickle
+from dask.sizeof import sizeof
+from distributed.protocol.serialize import dask_deserialize, dask_serialize, pickle_loads
+
+from deepflow.intermediates import sizes
+
+__all__ = ["LARGE_BYTES", "register"]
+
+LARGE_BYTES: Final = 65_536
+"""Byte strings from this length on are sent as a frame of their own."""
+
+_PREFECT_ENVELOPES: Final = (
+    ("prefect.client.schemas.objects", "State"),
+    ("prefect.results", "ResultRecord"),
+)
+_registered: set[object] = set()
+
+Header = dict[str, Any]
+Frames = list[Any]
+
+
+def register(*envelopes: type) -> None:
+    """Teach this process's Dask Prefect's envelopes, and the given types of ours. Idempotent.
+
+    Any type with ``__deepflow_payload__`` is measured by its payload without being given here;
+    giving it makes it travel as frames too.
+    """
+    if "prefect" not in _registered:
+        _registered.add("prefect")
+        sizeof.register_lazy("prefect", _register_prefect)
+        dask_serialize.register_lazy("prefect", _register_prefect)
+        dask_deserialize.register_lazy("prefect", _register_prefect)
+        _measure_payloads(sizeof.dispatch(object))
+    for envelope in envelopes:
+        _register_type(envelope)
+
+
+def _register_prefect() -> None:
+    from importlib import import_module
+
+    for module, name in _PREFECT_ENVELOPES:
+        _register_type(getattr(import_module(module), name))
+
+
+def _register_type(envelope: type) -> None:
+    if envelope in _registered:
+        return
+    _registered.add(envelope)
+    sizeof.register(envelope, sizes.measure)
+    dask_serialize.register(envelope, _to_frames)
+    dask_deserialize.register(envelope, _from_frames)
+
+
+def _measure_payloads(default: Callable[[object], int]) -> None:
+    """Let Dask's default, for objects that say what their payload is, measure that."""
+
+    def size(value: object) -> int:
+        if hasattr(type(value), "__deepflow_payload__"):
+            return sizes.measure(value)
+        return default(value)
+
+    sizeof.register(object, size)
+
+
+def _to_frames(envelope: object) -> tuple[Header, Frames]:
+    """A pickle and the buffers it refers to; large data is not copied."""
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _EnvelopePickler(file, protocol=5, buffer_callback=buffers.append).dump(envelope)
+    views = [memoryview(buffer) for buffer in buffers]
+    header = {"writeable": tuple(not view.readonly for view in views)}
+    return header, [file.getbuffer(), *views]
+
+
+def _from_frames(header: Header, frames: Frames) -> object:
+    return pickle_loads(header, frames)
+
+
+class _EnvelopePickler(cloudpickle.Pickler):
+    """Pickles by value what cannot be imported, and large data out of band."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for every object of no built-in type; NotImplemented leaves it to cloudpickle."""
+        kind = type(obj)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and kind is numpy.ndarray:
+            return _reduce_array(obj, numpy)
+        torch = sys.modules.get("torch")
+        if torch is not None and kind in (torch.Tensor, torch.nn.Parameter):
+            return _reduce_tensor(obj, torch)
+        arrow = sys.modules.get("pyarrow")
+        if arrow is not None and kind in (arrow.Table, arrow.RecordBatch):
+            return _reduce_arrow(obj, arrow)
+        module, name = kind.__module__.partition(".")[0], kind.__name__.partition("[")[0]
+        if module == "prefect" and name in ("State", "ResultRecord"):
+            return _reduce_prefect(obj, "data" if name == "State" else "result")
+        return super().reducer_override(obj)
+
+
+def _reduce_array(array: Any, numpy: Any) -> Any:
+    """Strided arrays as a contiguous copy, broadcast ones as their distinct elements."""
+    if array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
+        return NotImplemented
+    if 0 in array.strides:
+        distinct = array[tuple(slice(None) if s else slice(1) for s in array.strides)]
+        return numpy.broadcast_to, (numpy.ascontiguousarray(distinct), array.shape)
+    return numpy.asarray, (numpy.ascontiguousarray(array),)
+
+
+def _reduce_arrow(table: Any, arrow: Any) -> Any:
+    """A slice as an IPC stream, since pickle would send the whole table it was cut from."""
+    if table.get_total_buffer_size() <= 1.05 * table.nbytes + LARGE_BYTES:
+        return NotImplemented
+    sink = arrow.BufferOutputStream()
+    with arrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write(table)
+    return _arrow_slice, (sink.getvalue(), isinstance(table, arrow.RecordBatch))
+
+
+def _arrow_slice(stream: Any, is_batch: bool) -> Any:
+    import pyarrow
+
+    with pyarrow.ipc.open_stream(stream) as reader:
+        return reader.read_next_batch() if is_batch else reader.read_all()
+
+
+def _reduce_tensor(tensor: Any, torch: Any) -> Any:
+    """Plain tensors in this machine's memory as numpy arrays, the others as torch does."""
+    plain = (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.grad is None
+        and (tensor.is_leaf or not tensor.requires_grad)
+        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+        and not tensor.__dict__
+        and tensor._backward_hooks is None
+        and tensor.numel() > 0
+        and not _is_rearranged(tensor)
+    )
+    if not plain:
+        return NotImplemented
+    flat = tensor.detach()
+    if not flat.is_contiguous():
+        flat = flat.contiguous()
+    octets = flat.reshape(-1).view(torch.uint8).numpy()  # bfloat16 has no numpy type
+    is_parameter = type(tensor) is torch.nn.Parameter
+    return _tensor, (octets, tensor.dtype, tuple(tensor.shape), tensor.requires_grad, is_parameter)
+
+
+def _is_rearranged(tensor: Any) -> bool:
+    """Whether a contiguous copy would lose a memory format, or blow up an expanded tensor."""
+    whole = tensor.untyped_storage().nbytes() <= tensor.nbytes
+    return not tensor.is_contiguous() and (whole or 0 in tensor.stride())
+
+
+def _tensor(
+    octets: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool, is_parameter: bool
+) -> Any:
+    import torch
+
+    plain = torch.from_numpy(octets).view(dtype).reshape(shape)
+    if is_parameter:
+        return torch.nn.Parameter(plain, requires_grad=requires_grad)
+    return plain.requires_grad_(requires_grad)
+
+
+class _LargeBytes:
+    """Stands in a pickle for bytes that travel as a frame of their own."""
+
+    def __init__(self, content: bytes | bytearray) -> None:
+        self._content = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self._content), (pickle.PickleBuffer(self._content),)
+
+
+def _reduce_prefect(envelope: Any, field: str) -> Any:
+    """A Prefect envelope as always, but with long bytes that are its payload out of band."""
+    payload = envelope.__dict__.get(field)
+    if type(payload) not in (bytes, bytearray) or len(payload) < LARGE_BYTES:
+        return NotImplemented
+    make, arguments, state, *rest = envelope.__reduce_ex__(5)
+    contents = {**state["__dict__"], field: _LargeBytes(payload)}
+    return make, arguments, {**state, "__dict__": contents}, *rest
