@@ -1,4 +1,4 @@
-"""Makes Dask see into Prefect's envelopes: their size, and the frames they travel as.
+"""Makes Dask see into envelopes: the size of Prefect's and ours, and the frames ours travel as.
 
 The only module of this room that knows Dask. Every process that holds results calls `register`:
 worker plugin, driver, preload. Prefect's own types are registered when Dask first meets one of
@@ -39,35 +39,29 @@ Frames = list[Any]
 
 
 def register(*envelopes: type) -> None:
-    """Teach this process's Dask Prefect's envelopes, and the given types of ours. Idempotent.
+    """Let this process's Dask see the size of Prefect's values, and send `envelopes` as frames.
 
-    Any type with ``__deepflow_payload__`` is measured by its payload without being given here;
-    giving it makes it travel as frames too.
+    Idempotent. Types with ``__deepflow_payload__`` are measured by their payload without being
+    given here. Who receives an envelope must have registered it too, so Prefect's own types are
+    left to pickle: other programs on the same cluster exchange them as well.
     """
     if "prefect" not in _registered:
         _registered.add("prefect")
         sizeof.register_lazy("prefect", _register_prefect)
-        dask_serialize.register_lazy("prefect", _register_prefect)
-        dask_deserialize.register_lazy("prefect", _register_prefect)
         _measure_payloads(sizeof.dispatch(object))
     for envelope in envelopes:
-        _register_type(envelope)
+        if envelope not in _registered:
+            _registered.add(envelope)
+            sizeof.register(envelope, sizes.measure)
+            dask_serialize.register(envelope, _to_frames)
+            dask_deserialize.register(envelope, _from_frames)
 
 
 def _register_prefect() -> None:
     from importlib import import_module
 
     for module, name in _PREFECT_ENVELOPES:
-        _register_type(getattr(import_module(module), name))
-
-
-def _register_type(envelope: type) -> None:
-    if envelope in _registered:
-        return
-    _registered.add(envelope)
-    sizeof.register(envelope, sizes.measure)
-    dask_serialize.register(envelope, _to_frames)
-    dask_deserialize.register(envelope, _from_frames)
+        sizeof.register(getattr(import_module(module), name), sizes.measure)
 
 
 def _measure_payloads(default: Callable[[object], int]) -> None:
