@@ -98,6 +98,7 @@ class Agent:
         self._wake = threading.Condition(self._lock)
         self._is_closed = False
         self._thread: threading.Thread | None = None
+        self._n_sent: dict[str, int] = {}
 
     # -- what was shipped once ---------------------------------------------------------------
 
@@ -260,7 +261,13 @@ class Agent:
         coalesced: int,
     ) -> None:
         message = Message(self.worker.address, outcomes, tuple(events), coalesced)
+        with self._lock:
+            self._n_sent[topic] = self._n_sent.get(topic, 0) + 1
         self.worker.log_event(topic, pack(message))
+
+    def n_sent(self, topic: str) -> int:
+        """How many messages were sent to a topic so far."""
+        return self._n_sent.get(topic, 0)
 
     def _watch(self) -> None:
         """Give back what waits behind a straggler; send events in good time."""

@@ -93,6 +93,7 @@ class Dispatcher:
         self._run_times: dict[str, RunTime] = {}
         self._plans: weakref.WeakSet[MapPlan] = weakref.WeakSet()
         self._logged: set[str] = set()
+        self._n_taken: dict[str, int] = {}
         self._n_slots = 1
         self._slots_due_s = 0.0
         self._is_closing = False
@@ -309,7 +310,10 @@ class Dispatcher:
     def on_message(self, event: Any) -> None:
         """A report from a worker (called on Dask's event loop; returns at once)."""
         _, blob = event
-        self._inbox.put(lambda: self._take(unpack(blob)))
+        # The scheduler logs what this client does under the same topic, as dicts. The topic is
+        # the client's id because that one is emptied when the client goes.
+        if isinstance(blob, bytes):
+            self._inbox.put(lambda: self._take(unpack(blob)))
 
     def _on_dask_done(self, job: SentJob) -> Callable[[Future], None]:
         def callback(future: Future) -> None:
@@ -335,6 +339,9 @@ class Dispatcher:
             self.recorder.put(message.events)
         for item in finished:
             item.call_back()
+        with self._lock:
+            self._n_taken[message.worker] = self._n_taken.get(message.worker, 0) + 1
+            self._is_idle.notify_all()
 
     def _note_recomputed(self, report: OutcomeReport) -> None:
         if report.kind != "done" or self._is_closing:
@@ -656,11 +663,16 @@ class Dispatcher:
         with self._lock:
             return [i for i in self._active.values() if i.job is None or i.job.key not in running]
 
-    def drain(self) -> None:
-        """Wait until everything that has arrived so far is taken in."""
-        reached = threading.Event()
-        self._inbox.put(reached.set)
-        reached.wait(10.0)
+    def drain(self, sent: dict[str, int], timeout_s: float) -> None:
+        """Wait until as many reports were taken in from each worker as it says it has sent."""
+        with self._lock:
+            complete = self._is_idle.wait_for(
+                lambda: all(self._n_taken.get(w, 0) >= n for w, n in sent.items()),
+                timeout=timeout_s,
+            )
+        if not complete:
+            metrics.inc("deepflow_fallbacks_total", kind="report_missing")
+            self._log_once("drain", "Some workers' last reports did not arrive in time.")
 
     def open_items(self) -> list[Item]:
         """Items that are not done."""

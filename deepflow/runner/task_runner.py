@@ -529,13 +529,12 @@ class Session:
                 self._settle(open_items, failed)
             if self.client.status == "running":
                 try:
-                    self.client.run(
-                        flush_worker, this_process(), on_error="ignore", wait=True
+                    sent = self.client.run(
+                        flush_worker, this_process(), self.topic, on_error="ignore"
                     )
+                    dispatcher.drain(sent, settings.shutdown_s)
                 except Exception as exc:
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
-                # What the workers said on the way out is in the inbox before this returns.
-                dispatcher.drain()
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:

@@ -62,12 +62,14 @@ def flush_logs(driver: str) -> None:
     EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S, at_exit=False)
 
 
-async def flush_worker(driver: str, dask_worker: Worker) -> None:
-    """Send what this worker still has to say: its reports, events and logs."""
+async def flush_worker(driver: str, topic: str, dask_worker: Worker) -> int:
+    """Send what this worker still has to say; returns how many reports it sent to `topic`."""
     from deepflow.runner.agent import agent_of
 
-    agent_of(dask_worker).flush()
+    agent = agent_of(dask_worker)
+    agent.flush()
     await asyncio.get_running_loop().run_in_executor(None, flush_logs, driver)
+    return agent.n_sent(topic)
 
 
 def cancel_runs(run_ids: Sequence[UUID], dask_worker: Worker) -> None:
