@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         "(lost worker or connection), apart from the task's own retries.",
     )
     batch_target_s: float = Field(
-        0.075,
+        0.1,
         gt=0,
         le=10,
         description="Predicted seconds of work that mapped tiny tasks are grouped up to.",
