@@ -1,9 +1,9 @@
 """The demo's flow in one process, one task at a time: what `deepflow demo` compares itself with.
 
 Run as `python -m deepflow.cli._demo_baseline <size>` in a fresh process, so that nothing the
-cluster run has loaded or cached helps it, and nothing of ours runs beside it. The clock starts after
-the imports, in the baseline's favour: the cluster's workers import inside their measured time.
-Numerical libraries keep their own threads, as they would in anyone's script.
+cluster run has loaded or cached helps it, and nothing of ours runs beside it. The clock starts
+after the imports, in the baseline's favour: the cluster's workers import inside their measured
+time. Numerical libraries keep their own threads, as they would in anyone's script.
 """
 
 from __future__ import annotations
