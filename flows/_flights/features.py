@@ -119,7 +119,7 @@ def make_features(
         pd.MultiIndex.from_arrays([np.full(len(frame), airport, dtype=object), previous_hour])
     )
     plane = planes.reindex(frame["tailnum"].astype(object))
-    weekday = pd.to_datetime(frame[["year", "month", "day"]]).dt.dayofweek.to_numpy()
+    weekday = pd.to_datetime(frame[["year", "month", "day"]]).dt.day_of_week.to_numpy()
     recent_min, recent_to_destination_min = _recent_gain(
         pd.concat([_of_airport(parts_before, airport), frame]) if parts_before else frame, frame
     )

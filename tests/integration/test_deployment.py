@@ -1,4 +1,4 @@
-"""The recurring deployment, for real: deployed to a server, fired by its schedule, run by a worker."""
+"""The recurring deployment: deployed to a real server, fired by its schedule, run by a worker."""
 
 from __future__ import annotations
 
