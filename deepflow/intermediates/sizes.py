@@ -5,8 +5,9 @@ array it was cut from, a broadcast array its distinct elements, an object that i
 counts once. It is within 5 % for arrays, frames, bytes, tensors and containers of them.
 
 Cost is bounded. Up to `MAX_NODES` objects are visited, beyond that the rest is extrapolated.
-A long container of scalars is sampled: mean size from at most `SAMPLE` of them, and how many of
-them are distinct from how often the sample met one again (solving E[u] = D (1 - (1 - 1/D)^k)).
+A long container of scalars is sampled: mean size from about `SAMPLE` of them. Where the sample
+meets an object twice, the distinct ones are counted, or in a very long container estimated from how
+often it did (solving E[u] = D (1 - (1 - 1/D)^k) for D, which takes all as equally frequent).
 The standard error is s / sqrt(SAMPLE): 2 % of the scalars' share where sizes vary by half the mean.
 All elements' types are looked at (20 ns each, less than 2 % of pickling them), so that one array
 among a hundred thousand numbers is found.
@@ -35,6 +36,7 @@ MAX_NODES: Final = 20_000
 SAMPLE: Final = 600
 """Scalars looked at in a long container."""
 _EXACT_UP_TO: Final = 256
+_DISTINCT_EXACT_UP_TO: Final = 200_000
 
 _ENVELOPE_BYTES: Final = 1024
 """A State or ResultRecord without its payload, pickled; not walked, for a batch has hundreds."""
@@ -137,15 +139,11 @@ class _Long:
 
     def spread(self, budget: int) -> tuple[int, list[object], float]:
         """Bytes known already, elements still to visit, and how many each of those stands for."""
-        n = len(self._elements)
-        step = max(1, n // SAMPLE)
         if _all_scalars(self._elements):
-            return _scalars_bytes(list(itertools.islice(self._elements, 0, None, step)), n), [], 1.0
+            return _scalars_bytes(self._elements), [], 1.0
         scalars = [element for element in self._elements if type(element) in _SCALARS]
         others = [element for element in self._elements if type(element) not in _SCALARS]
-        known = 0
-        if scalars:
-            known = _scalars_bytes(scalars[:: max(1, len(scalars) // SAMPLE)], len(scalars))
+        known = _scalars_bytes(scalars) if scalars else 0
         if len(others) <= budget:
             return known, others, 1.0
         few = others[:: -(-len(others) // max(16, budget))]
@@ -156,11 +154,16 @@ def _all_scalars(elements: Iterable[object]) -> bool:
     return _SCALARS.issuperset(map(type, elements))
 
 
-def _scalars_bytes(sample: list[object], n: int) -> int:
-    """Bytes of ``n`` scalars of which these are an even sample."""
+def _scalars_bytes(scalars: Collection[object]) -> int:
+    """Bytes of these scalars, each object once."""
+    n = len(scalars)
+    sample = list(itertools.islice(scalars, 0, None, max(1, n // SAMPLE)))
     distinct = {id(scalar): scalar for scalar in sample}
+    if len(distinct) < len(sample) and n <= _DISTINCT_EXACT_UP_TO:
+        every = dict(zip(map(id, scalars), scalars, strict=True))
+        return sum(map(sys.getsizeof, every.values()))
     mean = sum(map(sys.getsizeof, distinct.values())) / len(distinct)
-    return int(mean * min(n, _distinct_objects(len(distinct), len(sample), n)))
+    return int(mean * _distinct_objects(len(distinct), len(sample), n))
 
 
 def _distinct_objects(n_met: int, n_drawn: int, n: int) -> float:
@@ -223,7 +226,7 @@ def _numpy(item: Any) -> tuple[int, Iterable[object]]:
     own = _distinct_elements(item.shape, item.strides) * item.itemsize
     shell = 96 + 16 * item.ndim
     if not item.dtype.hasobject:
-        return own + shell, ()
+        return own + shell, getattr(item, "__dict__", {}).values()  # a subclass's, such as a mask
     if item.dtype.kind != "O":  # objects inside a record: field by field
         return own + shell, [item[name] for name in item.dtype.names or ()]
     distinct = item[tuple(slice(None) if s else slice(1) for s in item.strides)]
