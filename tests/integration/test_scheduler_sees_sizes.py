@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client, Future, Scheduler, Worker
 
@@ -111,8 +112,13 @@ def test_a_worker_with_more_results_than_memory_spills_them_and_lives() -> None:
     """
     registration.register()
     small = WorkerClass("small", memory=LIMIT_MB * MB)
-    by_sizes_alone = {"memory_spill_fraction": False, "memory_pause_fraction": False}
-    with local_cluster([small], **by_sizes_alone) as cluster, Client(cluster) as client:
+    memory = "distributed.worker.memory"
+    by_sizes_alone = {f"{memory}.spill": False, f"{memory}.pause": False}
+    with (
+        dask.config.set(by_sizes_alone),
+        local_cluster([small]) as cluster,
+        Client(cluster) as client,
+    ):
         client.run(registration.register)
         pid_before = client.run(os.getpid)
         futures = []
