@@ -1,0 +1,88 @@
+"""`deepflow demo` starts what is missing, runs the real flow, and ends by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEEPFLOW = [sys.executable, "-c", "from deepflow.cli import main; main(prog_name='deepflow')"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's, without any Prefect of its own."""
+    mine = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
+    return mine | {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+def get(url: str) -> Any:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as reply:
+        return json.loads(reply.read())
+
+
+def test_it_runs_the_flow_compares_and_ends_with_status_0(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DEEPFLOW, "demo", "--size", "tiny", "--json"],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = json.loads(done.stdout)
+    assert told["state"] == "Completed"
+    assert told["tasks_total"] == told["tasks_completed"] == told["flow"]["tasks"]
+    assert {one["airport"] for one in told["flow"]["airports"]} == {"EWR", "JFK", "LGA"}
+    assert len(told["worker_classes"]) == 2
+    assert told["speed_up"] == pytest.approx(told["one_process_wall_s"] / told["wall_s"])
+    assert told["wire_bytes"] > 0
+
+
+def test_keep_leaves_the_ui_running_until_it_is_interrupted(tmp_path: Path) -> None:
+    log_path = tmp_path / "stderr.log"
+    with (
+        log_path.open("w") as log,
+        subprocess.Popen(
+            [*DEEPFLOW, "demo", "--size", "tiny", "--no-compare", "--keep", "--json"],
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as demo,
+    ):
+        try:
+            deadline = time.monotonic() + 300
+            while "until Ctrl-C" not in log_path.read_text():
+                assert demo.poll() is None, log_path.read_text()[-4000:]
+                assert time.monotonic() < deadline, log_path.read_text()[-4000:]
+                time.sleep(0.2)
+            # Everything was printed before the sentence waited for; its end is a lone brace.
+            assert demo.stdout is not None
+            lines: list[str] = []
+            while not lines or lines[-1] != "}\n":
+                lines.append(demo.stdout.readline())
+            told = json.loads("".join(lines))
+            assert told["speed_up"] is None
+            api_url = told["ui_url"].split("/runs/")[0] + "/api"
+            run = get(f"{api_url}/flow_runs/{told['flow_run_id']}")
+            assert run["state_name"] == "Completed"
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(60) == 0, log_path.read_text()[-4000:]
+        finally:
+            if demo.poll() is None:
+                demo.kill()
+    with pytest.raises(OSError, match="refused"):
+        get(f"{api_url}/health")

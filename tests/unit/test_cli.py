@@ -1,0 +1,106 @@
+"""Every command answers, says how to use it, and has a form for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from deepflow.cli import main
+from deepflow.cli._demo_session import worker_classes_for
+from deepflow.cli._output import in_bytes
+from deepflow.cli.version import TESTED
+from deepflow.observe import metrics
+from deepflow.settings import Settings
+
+COMMANDS = ("demo", "metrics", "settings", "version")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def deepflow(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={"COLUMNS": "160", **environment})
+
+
+def test_the_commands_are_those_tested_here() -> None:
+    assert tuple(sorted(main.list_commands(None))) == COMMANDS  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_opens_with_an_example_of_that_command(command: str) -> None:
+    done = deepflow(command, "--help")
+    assert done.exit_code == 0
+    first = [line.strip() for line in done.output.splitlines() if line.strip()][1]
+    assert re.match(rf"Example: .*\bdeepflow {command}\b", first)
+    assert "--json" in done.output
+
+
+@pytest.mark.parametrize("command", ["metrics", "settings", "version"])
+def test_the_table_and_the_document_tell_the_same_names(command: str) -> None:
+    document = json.loads(deepflow(command, "--json").output)
+    table = deepflow(command)
+    assert table.exit_code == 0
+    for entry in document:
+        assert entry.get("name", entry.get("package")) in table.output
+
+
+def test_metrics_tells_every_metric() -> None:
+    names = [row["name"] for row in json.loads(deepflow("metrics", "--json").output)]
+    assert names == [row.name for row in metrics.table()]
+
+
+def test_settings_tells_every_setting_and_who_said_it() -> None:
+    done = deepflow("settings", "--json", DEEPFLOW_INFRA_RETRIES="5")
+    told = {row["name"]: row for row in json.loads(done.output)}
+    assert set(told) == set(Settings.model_fields)
+    assert (told["infra_retries"]["value"], told["infra_retries"]["source"]) == (5, "environment")
+    assert told["batch_max_items"]["source"] == "default"
+
+
+def test_a_misspelt_setting_ends_with_a_sentence_and_not_a_traceback() -> None:
+    done = deepflow("settings", DEEPFLOW_INFRA_RETRY="5")
+    assert done.exit_code == 1
+    assert "DEEPFLOW_INFRA_RETRY;" in done.output
+    assert "did you mean" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_the_tested_versions_are_those_of_the_constraints() -> None:
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line
+    )
+    assert {package: pinned[package] for package in TESTED} == TESTED
+
+
+def test_version_says_what_is_not_the_tested_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TESTED, "dask", "1.0.0")
+    told = {row["package"]: row for row in json.loads(deepflow("version", "--json").output)}
+    assert told["dask"]["is_tested"] is False
+    assert "not the tested one" in deepflow("version").output
+
+
+def test_constraints_name_no_host_and_no_path() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+
+
+@pytest.mark.parametrize("n_cores", [1, 2, 8, 64])
+def test_the_demo_has_two_classes_and_no_more_threads_than_it_should(n_cores: int) -> None:
+    classes = worker_classes_for(n_cores, has_gpu=False)
+    assert len({one.name for one in classes}) == 2
+    assert all(one.count >= 1 for one in classes)
+    assert sum(one.count * one.threads for one in classes) <= max(2, n_cores)
+
+
+def test_the_demo_offers_a_gpu_only_where_there_is_one() -> None:
+    assert [one.gpu for one in worker_classes_for(8, has_gpu=True)] == [0, 1]
+    assert [one.gpu for one in worker_classes_for(8, has_gpu=False)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "read"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345_678, "12.3 MB")]
+)
+def test_bytes_are_read_in_powers_of_a_thousand(n_bytes: int, read: str) -> None:
+    assert in_bytes(n_bytes) == read
