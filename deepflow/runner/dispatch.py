@@ -19,10 +19,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import dask
+from dask._expr import LLGExpr
 from dask._task_spec import Task as DaskTask
 from dask._task_spec import TaskRef
 from distributed import KilledWorker
@@ -96,6 +98,8 @@ class Dispatcher:
         self._n_taken: dict[str, int] = {}
         self._n_slots = 1
         self._slots_due_s = 0.0
+        self._outgoing: list[SentJob] = []
+        self._is_flush_due = False
         self._is_closing = False
         self._is_idle = threading.Condition(self._lock)
         self._flow_run_id: UUID | None = None
@@ -132,7 +136,7 @@ class Dispatcher:
             if run_time.count == 0:
                 n_pilot = pilot_size(len(ready), self._n_slots)
                 pilot, rest = ready[:n_pilot], ready[n_pilot:]
-                self._send_jobs([[item] for item in pilot])
+                self._queue_jobs([[item] for item in pilot])
                 if rest:
                     plan = MapPlan(template.task.digest, rest)
                     for item in pilot:
@@ -166,12 +170,12 @@ class Dispatcher:
             for upstream in blockers:
                 upstream.dependents.append(item)
         elif item.job is None and not item.is_done:
-            self._send_jobs([[item]])
+            self._queue_jobs([[item]])
 
     def _send_ready(self, items: list[Item]) -> None:
         """Send the ready ones of `items` alone but in one graph; hold the others."""
         ready = [item for item in items if self._is_ready(item)]
-        self._send_jobs([[item] for item in ready])
+        self._queue_jobs([[item] for item in ready])
         for item in items:
             if item.job is None:
                 self._send_when_ready(item)
@@ -193,50 +197,79 @@ class Dispatcher:
             target_s=self.settings.batch_target_s,
             max_items=self.settings.batch_max_items,
         )
-        self._send_jobs([items[i : i + size] for i in range(0, len(items), size)])
+        self._queue_jobs([items[i : i + size] for i in range(0, len(items), size)])
 
     # -- sending -----------------------------------------------------------------------------
 
-    def _send_jobs(self, groups: list[list[Item]]) -> None:
-        """Send each group as one Dask task, all in one graph. All items share their template's
-        annotations (they come from one call of `submit` or `map`, or are sent again alone)."""
-        if not groups:
-            return
-        template = groups[0][0].template
-        graph: dict[str, DaskTask] = {}
-        jobs: list[SentJob] = []
-        # Depended-on futures must stay alive until the graph that names them is on its way.
-        keep: list[Any] = []
+    def _queue_jobs(self, groups: list[list[Item]]) -> None:
+        """Make each group one Dask task of the next graph.
+
+        Graphs are sent by the dispatcher's thread, which takes all that has come together by
+        then: to the scheduler a graph of many tasks costs little more than a graph of one.
+        """
         for items in groups:
-            key = self._key(template)
-            blob, dependencies = self._job_blob(items)
-            keep.extend(dependencies)
-            graph[key] = DaskTask(key, run_job, blob, *(TaskRef(f.key) for f in dependencies))
-            jobs.append(SentJob(key, items))
+            job = SentJob(self._key(items[0].template), items)
+            for item in items:
+                item.job = job
+            self._outgoing.append(job)
             if len(items) > 1:
                 metrics.inc("deepflow_batches_total")
                 metrics.observe("deepflow_batch_items", len(items))
-        with dask.annotate(**template.annotations):
-            futures = self.client.get(
-                graph,
-                list(graph),
-                sync=False,
-                workers=template.workers or None,
-                allow_other_workers=template.allow_other_workers or None,
-                resources=template.resources or None,
-                priority=template.priority,
-            )
+        for items in groups:
+            for item in items:
+                self._release_dependents(item)
+        if self._outgoing and not self._is_flush_due:
+            self._is_flush_due = True
+            self._inbox.put(self.flush)
+
+    def flush(self) -> None:
+        """Send what is queued: consecutive jobs of the same placement as one graph."""
+        with self._lock:
+            self._is_flush_due = False
+            outgoing, self._outgoing = self._outgoing, []
+            graph: list[SentJob] = []
+            for job in outgoing:
+                job.items = [item for item in job.items if item.job is job and not item.is_done]
+                if not job.items:
+                    continue
+                if graph and graph[0].items[0].template.placement != job.items[0].template.placement:
+                    self._send_graph(graph)
+                    graph = []
+                graph.append(job)
+            if graph:
+                self._send_graph(graph)
+
+    def _send_graph(self, jobs: list[SentJob]) -> None:
+        template = jobs[0].items[0].template
+        try:
+            graph = {}
+            for job in jobs:
+                blob, dependencies = self._job_blob(job.items)
+                graph[job.key] = DaskTask(
+                    job.key, run_job, blob, *(TaskRef(key) for key in dependencies)
+                )
+            with dask.annotate(**template.annotations):
+                futures = self.client.get(
+                    # The token spares Dask from hashing every call.
+                    LLGExpr(graph, _determ_token=jobs[0].key),
+                    list(graph),
+                    sync=False,
+                    workers=template.workers or None,
+                    allow_other_workers=template.allow_other_workers or None,
+                    resources=template.resources or None,
+                    priority=template.priority,
+                )
+        except Exception as exc:
+            # Nobody waits for this thread: an error here is an error of these runs.
+            for job in jobs:
+                self._inbox.put(partial(self._lost, job, list(job.items), exc))
+            return
         now_s = time.time()
         for job, future in zip(jobs, futures, strict=True):
             job.future = future
             for item in job.items:
-                item.job = job
                 item.sent_at_s = now_s
             future.add_done_callback(self._on_dask_done(job))
-        del keep
-        for job in jobs:
-            for item in job.items:
-                self._release_dependents(item)
 
     def _release_dependents(self, item: Item) -> None:
         """Something changed for `item`: dependents that waited for it may go now."""
@@ -253,9 +286,10 @@ class Dispatcher:
         """The flow run whose tasks these are; part of every Dask key."""
         self._flow_run_id = flow_run_id
 
-    def _job_blob(self, items: list[Item]) -> tuple[bytes, list[Future]]:
+    def _job_blob(self, items: list[Item]) -> tuple[bytes, list[str]]:
+        """The pickled job, and the keys of the Dask tasks it depends on."""
         template = items[0].template
-        dependencies: dict[str, Future] = {}
+        dependencies: dict[str, int] = {}
         specs: list[ItemSpec] = []
         for item in items:
             sources = tuple(self._source(ref, dependencies) for ref in item.references)
@@ -281,21 +315,21 @@ class Dispatcher:
             items=tuple(specs),
             options=options,
         )
-        return pickle.dumps(job, protocol=5), list(dependencies.values())
+        return pickle.dumps(job, protocol=5), list(dependencies)
 
-    def _source(self, reference: object, dependencies: dict[str, Future]) -> Source:
+    def _source(self, reference: object, dependencies: dict[str, int]) -> Source:
         if isinstance(reference, bytes):
             return Inline(reference)
         if isinstance(reference, SharedArgument):
-            future = reference.future(self.client)
-            return Shared(_position(dependencies, future))
+            key = str(reference.future(self.client).key)
+            return Shared(dependencies.setdefault(key, len(dependencies)))
         assert isinstance(reference, Item)
         if reference.is_done and reference.blob is not None:
             return Inline(reference.blob)
-        job = reference.job
-        if job is None or job.future is None:
+        if reference.job is None:
             raise InfrastructureError(f"input {reference.name!r} is neither done nor at work")
-        return Remote(_position(dependencies, job.future), reference.run_id)
+        position = dependencies.setdefault(reference.job.key, len(dependencies))
+        return Remote(position, reference.run_id)
 
     def _refresh_slots(self) -> None:
         """Ask how many threads the cluster has, now and then."""
@@ -426,7 +460,7 @@ class Dispatcher:
             items, job.returned = job.returned, []
             items = [i for i in items if i.job is None and not i.is_done]
             size = max(1, len(job.items) // 4)
-            self._send_jobs([items[i : i + size] for i in range(0, len(items), size)])
+            self._queue_jobs([items[i : i + size] for i in range(0, len(items), size)])
 
     # -- what Dask says ----------------------------------------------------------------------
 
@@ -578,7 +612,7 @@ class Dispatcher:
                 if item.is_done:
                     continue
                 item.is_cancelling = True
-                if item.job is None:
+                if item.job is None or item.job in self._outgoing:
                     self._settle_here(
                         item, Cancelled(message="Cancelled before it began."), finished
                     )
@@ -734,13 +768,6 @@ class Dispatcher:
         if kind not in self._logged:
             self._logged.add(kind)
             self.logger.warning(message)
-
-
-def _position(dependencies: dict[str, Future], future: Future) -> int:
-    """The index of a future among a job's dependencies, added if it is new."""
-    key = str(future.key)
-    dependencies.setdefault(key, future)
-    return list(dependencies).index(key)
 
 
 def _failures(error: BaseException | None) -> int:

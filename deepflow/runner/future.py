@@ -52,6 +52,8 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
         cluster need not keep the result. None while the run is held by the driver.
         """
         job = self._item.job
+        if job is not None and job.future is None:
+            self._dispatcher.flush()
         if job is not None and job.future is not None:
             return job.future
         if self._item.released_key is not None:

@@ -44,6 +44,17 @@ class Template:
     static: bytes | None = None
     static_references: tuple[Any, ...] = ()
 
+    @property
+    def placement(self) -> tuple[Any, ...]:
+        """What a whole Dask graph is sent with: tasks that differ in it need graphs apart."""
+        return (
+            self.annotations,
+            self.resources,
+            self.workers,
+            self.allow_other_workers,
+            self.priority,
+        )
+
 
 class SharedArgument:
     """A large argument that is sent to the cluster once, and again if the cluster loses it."""
