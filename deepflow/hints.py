@@ -74,18 +74,15 @@ _BYTES_PER_UNIT: Final = {
     **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)},
     **{f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)},
 }
-_SIZE: Final = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
-_HOST: Final = re.compile(
-    r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?(?::[0-9]+)?",
-    re.IGNORECASE,
-)
-_IPV6: Final = re.compile(
-    r"\[?[0-9a-f]*:[0-9a-f:.]*:[0-9a-f:.]*(?:\]|\](?::[0-9]+))?", re.IGNORECASE
-)
-_WINDOWS_DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
+# Patterns are text: `re` compiles and caches them on first use, which an import need not pay for.
+_SIZE: Final = r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*"
+_HOST_WORD: Final = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_HOST: Final = rf"{_HOST_WORD}(?:\.{_HOST_WORD})*\.?(?::[0-9]+)?"
+_IPV6: Final = r"\[?[0-9a-f]*:[0-9a-f:.]*:[0-9a-f:.]*(?:\](?::[0-9]+)?)?"
+_WINDOWS_DRIVE: Final = r"[A-Za-z]:[\\/]"
 _COMM_SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss", "ucx", "ucxx", "inproc"})
-_LABEL_WORD: Final = re.compile(r"[^\s,=:]+")
-_LABEL_VALUE: Final = re.compile(r"[^\s,=]+")
+_LABEL_WORD: Final = r"[^\s,=:]+"
+_LABEL_VALUE: Final = r"[^\s,=]+"
 
 NearKind = Literal["future", "host", "path", "url"]
 
@@ -97,7 +94,7 @@ def parse_bytes(size: int | float | str) -> int:
     Raises :class:`HintError` for anything else and for less than one byte.
     """
     if isinstance(size, str):
-        match = _SIZE.fullmatch(size)
+        match = re.fullmatch(_SIZE, size, re.IGNORECASE)
         unit = match.group(2).lower() if match else ""
         if match is None or unit not in _BYTES_PER_UNIT:
             raise HintError(
@@ -117,11 +114,11 @@ def parse_bytes(size: int | float | str) -> int:
 
 def label_resource(key: str, value: str) -> str:
     """The name of the Dask resource by which a worker offers the label ``key=value``."""
-    if not isinstance(key, str) or not _LABEL_WORD.fullmatch(key):
+    if not isinstance(key, str) or not re.fullmatch(_LABEL_WORD, key):
         raise HintError(
             f"{key!r} cannot be the name of a label; use text without spaces, ',', '=' and ':'"
         )
-    if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_LABEL_VALUE, value):
         raise HintError(
             f"{value!r} cannot be the value of label {key!r}; use text without spaces, ',' and '='"
         )
@@ -136,7 +133,7 @@ def parse_label_resource(resource: str) -> tuple[str, str] | None:
     return (key, value) if colon else None
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Near:
     """One thing a task wants to run near.
 
@@ -180,9 +177,9 @@ class Near:
             if url.scheme in _COMM_SCHEMES:
                 return cls("host", text)
             return cls("url", text)
-        if text[0] in "/~." or "/" in text or _WINDOWS_DRIVE.match(text) or os.sep in text:
+        if text[0] in "/~." or "/" in text or re.match(_WINDOWS_DRIVE, text) or os.sep in text:
             return cls("path", text)
-        if _HOST.fullmatch(text) or _IPV6.fullmatch(text):
+        if re.fullmatch(f"{_HOST}|{_IPV6}", text, re.IGNORECASE):
             return cls("host", text)
         raise HintError(
             f"near={text!r} is neither a host name, a path nor a URL; "
@@ -483,7 +480,7 @@ def _labels(value: object) -> tuple[tuple[str, str], ...]:
 def _worker_class(value: object) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_LABEL_VALUE, value):
         raise HintError(
             f"worker_class={value!r} must be the name of a worker class, "
             "text without spaces, ',' and '='"
