@@ -166,10 +166,9 @@ def test_blocks_cover_the_table_once_and_a_sample_does_not_depend_on_them(tmp_pa
 
 
 def test_an_impossible_wind_is_left_out_and_counted(tmp_path: Path) -> None:
-    numbers = dict.fromkeys(rows._WEATHER_NUMBERS, [1.0, 2.0])
-    table = pd.DataFrame(
-        {"origin": "JFK", "time_hour": ["2013-01-01T06:00Z", "2013-01-01T07:00Z"], **numbers}
-    )
+    hours = ["2013-01-01T06:00Z", "2013-01-01T07:00Z"]
+    numbers = dict.fromkeys(rows._WEATHER_NUMBERS, 1.0)
+    table = pd.DataFrame({"time_hour": hours, "origin": "JFK", **numbers})
     table.loc[1, "wind_speed"] = 1048.0
     table.to_csv(tmp_path / "weather.csv", index=False)
     read = rows.read_weather(tmp_path)
@@ -328,7 +327,7 @@ def test_what_was_never_seen_in_training_still_gets_a_forecast() -> None:
 
 
 def test_a_model_refuses_flights_of_another_airport() -> None:
-    with pytest.raises(ValueError, match="the model of LGA needs flights from LGA.*from JFK"):
+    with pytest.raises(ValueError, match=r"the model of LGA needs flights from LGA.*from JFK"):
         model.train("LGA", [learnable()], seed=1)
 
 
