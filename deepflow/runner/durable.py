@@ -36,13 +36,15 @@ class DurableRecord:
 
     def __init__(self, task: Task[Any, Any], flow_run_id: UUID | None, run_id: UUID) -> None:
         self.key = f"deepflow-{flow_run_id or 'no-flow-run'}-{run_id}"
-        self._store: ResultStore = get_result_store().update_for_task(task, _sync=True)
+        store = get_result_store().update_for_task(task, _sync=True)
+        # Prefect would keep up to 1,000 of these values in the worker's memory, unseen by Dask.
+        self._store: ResultStore = store.model_copy(update={"cache_result_in_memory": False})
 
     def read(self) -> Restored | None:
         """What was written, or None where this run has not finished before."""
-        if not self._store.exists(self.key, _sync=True):
+        if not self._store.exists(self.key):
             return None
-        body = self._store.read(self.key, _sync=True).result
+        body = self._store.read(self.key).result
         return Restored(
             body["value"],
             TaskRun.model_validate_json(body["task_run"]),
@@ -60,4 +62,4 @@ class DurableRecord:
             "task_run": task_run.model_dump_json(exclude={"state"}),
             "finished_at": datetime.now(UTC).isoformat(),
         }
-        self._store.write(body, key=self.key, _sync=True)
+        self._store.write(body, key=self.key)

@@ -16,6 +16,8 @@ from uuid import UUID
 import httpx
 import pytest
 from distributed import LocalCluster
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -113,6 +115,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
             }
         ):
             yield running
+            # What this process still has to say, it says while somebody listens: otherwise its
+            # exit tries for a minute.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
 
 
 @pytest.fixture(scope="session")

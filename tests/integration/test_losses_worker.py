@@ -1,0 +1,195 @@
+"""A worker that dies takes nothing with it that was finished, and nobody waits for it for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import LocalCluster
+from prefect import flow, task
+
+from deepflow import DeepflowTaskRunner, hints
+from deepflow.observe import metrics
+from tests.integration.conftest import Api
+from tests.integration.losses import (
+    breakable_cluster,
+    kill,
+    mark,
+    marked_by,
+    marks,
+    meanwhile,
+    until,
+    until_settled,
+    worker_pids,
+)
+
+LARGE = 50_000
+"""Length of an array (400 kB) that is too large to travel with the report that a task is done."""
+
+
+@pytest.fixture
+def cluster(server: object) -> Iterator[LocalCluster]:
+    """Two worker processes to break."""
+    with breakable_cluster() as running:
+        yield running
+
+
+def states_by_name(api: Api, flow_run_id: str) -> dict[str, str]:
+    return {run["name"]: run["state_type"] for run in api.task_runs(flow_run_id)}
+
+
+@pytest.mark.parametrize("how", ["durable", "persisted", "persisted and cached by its inputs"])
+def test_a_finished_durable_task_is_never_run_again(
+    cluster: LocalCluster, api: Api, tmp_path: Path, how: str
+) -> None:
+    done = str(tmp_path / "done")
+    options: dict[str, Any] = {}
+    if how == "persisted":
+        from prefect.cache_policies import NO_CACHE
+
+        options = {"persist_result": True, "cache_policy": NO_CACHE}
+    elif how.startswith("persisted and"):
+        options = {"persist_result": True}
+
+    @task(**options)
+    def make(number: int) -> np.ndarray:
+        mark(done, number)
+        return np.full(LARGE, number)
+
+    @task
+    def total(arrays: list[np.ndarray]) -> int:
+        return int(sum(int(array[0]) for array in arrays))
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    def run() -> tuple[str, int]:
+        from prefect.runtime import flow_run
+
+        with hints(durable=how == "durable", batch=False):
+            futures = [make.submit(i) for i in range(12)]
+        for future in futures:
+            future.wait()
+        until_settled()
+        kill(worker_pids()[0])
+        return flow_run.id, total.submit(futures).result()
+
+    reads_before = metrics.value("deepflow_recomputed_total")
+    flow_run_id, answer = run()
+    assert answer == sum(range(12))
+    assert marks(done) == {str(i): 1 for i in range(12)}
+    assert metrics.value("deepflow_recomputed_total") > reads_before, "nothing was lost"
+    runs = api.task_runs(flow_run_id)
+    assert len(runs) == 13
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    assert {run["run_count"] for run in runs} == {1}
+
+
+def test_a_worker_killed_in_the_middle_changes_no_answer_and_leaves_every_run_completed(
+    cluster: LocalCluster, api: Api, tmp_path: Path
+) -> None:
+    done = str(tmp_path / "done")
+
+    @task
+    def square(number: int) -> int:
+        import time
+
+        time.sleep(0.15)
+        mark(done, number)
+        return number * number
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    def run() -> tuple[str, list[int]]:
+        from prefect.runtime import flow_run
+
+        with hints(durable=True):
+            return flow_run.id, square.map(range(30)).result()
+
+    def break_it() -> None:
+        until(lambda: len(marks(done)) >= 10)
+        kill(worker_pids()[0])
+
+    with meanwhile(break_it):
+        flow_run_id, answer = run()
+    assert answer == [number * number for number in range(30)]
+    # One run may die between its mark and its record; nothing that had finished runs twice.
+    assert sum(marks(done).values()) <= 31
+    runs = api.task_runs(flow_run_id)
+    assert len(runs) == 30
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+
+
+def test_small_results_are_with_the_driver_and_are_not_computed_again(
+    cluster: LocalCluster, api: Api, tmp_path: Path
+) -> None:
+    done = str(tmp_path / "done")
+
+    @task
+    def make(number: int) -> int:
+        mark(done, number)
+        return number
+
+    @task
+    def add(one: int, other: int) -> int:
+        return one + other
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    def run() -> list[int]:
+        futures = [make.submit(i) for i in range(10)]
+        for future in futures:
+            future.wait()
+        until_settled()
+        for pid in worker_pids():
+            kill(pid)
+        sums = [add.submit(f, futures[0]) for f in futures]
+        return [f.result() for f in (*futures, *sums)]
+
+    assert run() == [*range(10), *range(10)]
+    assert marks(done) == {str(i): 1 for i in range(10)}
+
+
+def test_lost_large_results_are_computed_again_and_the_ui_says_so(
+    cluster: LocalCluster, api: Api, tmp_path: Path
+) -> None:
+    done = str(tmp_path / "done")
+
+    @task
+    def make(number: int) -> np.ndarray:
+        mark(done, number)
+        return np.full(LARGE, number)
+
+    @task
+    def first(array: np.ndarray) -> int:
+        return int(array[0])
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    def run() -> tuple[str, list[int], list[str]]:
+        from prefect.runtime import flow_run
+
+        with hints(batch=False):
+            futures = make.map(range(8))
+        for future in futures:
+            future.wait()
+        until_settled()
+        victim = worker_pids()[0]
+        lost = [name for name, pid in marked_by(done).items() if pid == victim]
+        kill(victim)
+        firsts = first.map(futures)
+        # The values themselves can be had, too: some from where they were computed anew.
+        assert [int(array[0]) for array in futures.result()] == list(range(8))
+        return flow_run.id, firsts.result(), lost
+
+    flow_run_id, answer, lost = run()
+    assert answer == list(range(8))
+    assert lost
+    again = {name for name, count in marks(done).items() if count > 1}
+    assert again == set(lost)
+    runs = api.task_runs(flow_run_id)
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    said = {run["name"] for run in runs if "lost" in (run["state"]["message"] or "")}
+    assert said == {f"make-{name}" for name in lost}
+    api.until(
+        lambda: api.logs(flow_run_id),
+        lambda logs: any("run again because the worker" in line for line in logs),
+    )
