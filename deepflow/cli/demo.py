@@ -134,6 +134,11 @@ def _print_summary(summary: DemoSummary) -> None:
             for airport in summary.flow["airports"]
         ),
     )
+    if summary.speed_up is not None and summary.speed_up < 1:
+        click.echo(
+            "Slower than one process: fresh workers import their libraries within their time, and "
+            f"at size {summary.size} on this machine that outweighs the work."
+        )
     click.echo(f"UI: {summary.ui_url}")  # outside the table: an address must not be folded
 
 
