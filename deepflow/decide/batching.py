@@ -9,28 +9,41 @@ is not corrected here but where it shows: a worker that meets a long run gives b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from statistics import median
+
+
+_WINDOW = 31
 
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """Run times of one task seen so far, in seconds (Welford's running mean and variance)."""
+    """The latest run times of one task, in seconds; a bounded window of them.
 
-    count: int = 0
-    mean_s: float = 0.0
-    squares: float = 0.0
+    Medians rather than means: the first run in a worker process imports what the task needs, and
+    one such run of a second would make a thousand others of a millisecond look long.
+    """
+
+    recent_s: tuple[float, ...] = ()
 
     def seen(self, run_s: float) -> RunTime:
         """The estimate after one more run of `run_s` seconds."""
-        count = self.count + 1
-        off = run_s - self.mean_s
-        mean_s = self.mean_s + off / count
-        return RunTime(count, mean_s, self.squares + off * (run_s - mean_s))
+        return RunTime((*self.recent_s[-(_WINDOW - 1) :], run_s))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any run has been seen."""
+        return bool(self.recent_s)
+
+    @property
+    def typical_s(self) -> float:
+        """The median run time in seconds; 0 where none is known."""
+        return median(self.recent_s) if self.recent_s else 0.0
 
     @property
     def spread_s(self) -> float:
-        """Standard deviation in seconds; 0 with fewer than two runs."""
-        return sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        """Median absolute deviation from the median, in seconds."""
+        middle = self.typical_s
+        return median(abs(s - middle) for s in self.recent_s) if self.recent_s else 0.0
 
 
 def pilot_size(n_items: int, n_slots: int) -> int:
@@ -48,16 +61,16 @@ def group_size(
 ) -> int:
     """How many runs to put into each Dask task; at least 1.
 
-    Bounded by the work a group should hold (`target_s`, at the mean run time), by `max_items`,
+    Bounded by the work a group should hold (`target_s`, at the typical run time), by `max_items`,
     and by an even share: every slot gets at least two groups, so that the last ones to finish do
-    not keep one worker busy while the others are idle. Runs whose times spread widely (standard
-    deviation above their mean) are grouped half as large.
+    not keep one worker busy while the others are idle. Runs whose times spread widely (median
+    deviation above half the median) are grouped half as large.
     """
-    if run_time.count == 0 or n_items <= 1:
+    if not run_time.is_known or n_items <= 1:
         return 1
-    mean_s = max(run_time.mean_s, 1e-6)
-    size = int(target_s / mean_s)
-    if run_time.spread_s > mean_s:
+    typical_s = max(run_time.typical_s, 1e-6)
+    size = int(target_s / typical_s)
+    if run_time.spread_s > typical_s / 2:
         size //= 2
     fair = -(-n_items // (2 * max(1, n_slots)))
     return max(1, min(size, max_items, fair))

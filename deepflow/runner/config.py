@@ -60,6 +60,11 @@ class RunnerConfig:
                 "Cannot specify `local` and `address`/`cluster`/`cluster_class`: `local` describes "
                 "an embedded cluster, the others name one that is elsewhere"
             )
+        if local is not None and adapt_kwargs:
+            raise ConfigurationError(
+                "Cannot specify `local` and `adapt_kwargs`: the worker classes say how many "
+                "workers there are"
+            )
         for name, kwargs in (("client_kwargs", client_kwargs), ("cluster_kwargs", cluster_kwargs)):
             if kwargs and "asynchronous" in kwargs:
                 raise ConfigurationError(

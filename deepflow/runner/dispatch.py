@@ -133,7 +133,7 @@ class Dispatcher:
                 if not self._is_ready(item):
                     self._send_when_ready(item)
             run_time = self._run_times.get(template.task.digest, RunTime())
-            if run_time.count == 0:
+            if not run_time.is_known:
                 n_pilot = pilot_size(len(ready), self._n_slots)
                 pilot, rest = ready[:n_pilot], ready[n_pilot:]
                 self._queue_jobs([[item] for item in pilot])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 import time
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from prefect.client.schemas import TaskRun
 
+from deepflow.errors import InfrastructureError
 from deepflow.observe import metrics
 from deepflow.runner.runs import new_task_run
 from deepflow.runner.wire import BlobRef, ItemSpec, Source
@@ -59,21 +61,45 @@ class Template:
 class SharedArgument:
     """A large argument that is sent to the cluster once, and again if the cluster loses it."""
 
-    __slots__ = ("__weakref__", "_future", "_lock", "_value", "n_bytes")
+    __slots__ = ("__weakref__", "_digest", "_future", "_lock", "_value", "n_bytes")
 
-    def __init__(self, value: Any, n_bytes: int) -> None:
+    def __init__(
+        self, value: Any, n_bytes: int, digest: bytes, compute_digest: Callable[[], bytes]
+    ) -> None:
         self._value = value
+        self._digest = (compute_digest, digest)
         self.n_bytes = n_bytes
         self._future: Future | None = None
         self._lock = threading.Lock()
 
     def future(self, client: Client) -> Future:
-        """The Dask future of the value."""
+        """The Dask future of the value; sends the value where the cluster does not have it.
+
+        Raises:
+            InfrastructureError: the cluster lost the value and its owner has changed it since.
+        """
         with self._lock:
-            if self._future is None or self._future.status in ("lost", "cancelled", "error"):
-                self._future = client.scatter([self._value], hash=False)[0]
-                metrics.inc("deepflow_shared_argument_bytes_total", self.n_bytes)
+            if self._future is None:
+                value = self._value
+                if client.scheduler.address.startswith("inproc"):
+                    # Within one process nothing is copied on the way; the caller may go on
+                    # writing to its array, and what was passed must not change.
+                    value = copy.deepcopy(value)
+                self._send(client, value)
+            elif self._future.status in ("lost", "cancelled", "error"):
+                compute, digest = self._digest
+                if compute() != digest:
+                    raise InfrastructureError(
+                        "a large argument was lost together with its worker, and has been changed "
+                        "since it was passed, so it cannot be sent again; pass a copy"
+                    )
+                self._send(client, self._value)
+            assert self._future is not None
             return self._future
+
+    def _send(self, client: Client, value: Any) -> None:
+        self._future = client.scatter([value], hash=False)[0]
+        metrics.inc("deepflow_shared_argument_bytes_total", self.n_bytes)
 
 
 class ReleasedFuture:

@@ -12,10 +12,14 @@ import hashlib
 import pickle
 import threading
 from collections import OrderedDict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from deepflow.runner.items import SharedArgument
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _KEEP = 4
 
@@ -66,14 +70,20 @@ class SharedArguments:
         self._recent: OrderedDict[bytes, SharedArgument] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, value: Any, n_bytes: int) -> SharedArgument:
-        """The shared argument with this content; hashes `value` (about 1 ms per MB)."""
-        digest = _digest(value)
+    def of(self, value: Any, n_bytes: int, client: Client) -> SharedArgument:
+        """The shared argument with this content, on the cluster when this returns.
+
+        Hashes `value` (about 1 ms per MB). It is sent before the call that passes it returns, for
+        the caller may change its array right after.
+        """
+        digest = content_digest(value)
         with self._lock:
             shared = self._known.get(digest)
             if shared is None:
-                # A private copy: the caller may change its array before the value is sent again.
-                shared = self._known[digest] = SharedArgument(value, n_bytes)
+                shared = self._known[digest] = SharedArgument(
+                    value, n_bytes, digest, partial(content_digest, value)
+                )
+            shared.future(client)
             self._recent[digest] = shared
             self._recent.move_to_end(digest)
             while len(self._recent) > _KEEP:
@@ -81,7 +91,8 @@ class SharedArguments:
             return shared
 
 
-def _digest(value: Any) -> bytes:
+def content_digest(value: Any) -> bytes:
+    """Hash of a value's pickle, its buffers included."""
     state = hashlib.blake2b(digest_size=16)
     buffers: list[pickle.PickleBuffer] = []
     state.update(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))

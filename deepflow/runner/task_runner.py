@@ -54,7 +54,7 @@ from deepflow.runner.future import DeepflowFuture, DeepflowFutureList
 from deepflow.runner.items import Item, SharedArgument, Template
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.shared import SharedArguments, large_size
-from deepflow.runner.wire import BlobRef, dumps, dumps_plain, is_plain
+from deepflow.runner.wire import BlobRef, Outcomes, dumps, dumps_plain, is_plain
 from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, flush_worker, this_process
 from deepflow.settings import Settings, load_settings
 
@@ -336,7 +336,7 @@ class Session:
         self._offers_due_s = 0.0
         self.salt = uuid.uuid4().hex
         self.shared = SharedArguments()
-        registration.register()
+        registration.register(Outcomes)
         self.is_nested = nested_client is not None
         if nested_client is not None:
             self.client: Any = nested_client
@@ -828,7 +828,7 @@ class _References:
             return self._number(value, self._of_future)
         n_bytes = large_size(value, self._session.settings.share_argument_bytes)
         if n_bytes:
-            return self._number(value, lambda v: self._session.shared.of(v, n_bytes))
+            return self._number(value, lambda v: self._session.shared.of(v, n_bytes, self._session.client))
         return None
 
     def _number(self, value: Any, make: Callable[[Any], Item | SharedArgument | bytes]) -> int:

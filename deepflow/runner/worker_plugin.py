@@ -34,8 +34,9 @@ class DeepflowWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
         from deepflow.intermediates import registration
         from deepflow.observe import metrics
+        from deepflow.runner.wire import Outcomes
 
-        registration.register()
+        registration.register(Outcomes)
         metrics.register()
 
     async def teardown(self, worker: Worker) -> None:

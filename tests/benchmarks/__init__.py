@@ -1,0 +1,1 @@
+"""Benchmarks: each a script with `--help` and `--json`; none is a timed test."""
