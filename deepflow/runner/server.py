@@ -1,9 +1,9 @@
 """A Prefect server of one's own: started with the run, fast enough for it, gone afterwards.
 
 Two things are different from `prefect server start` by hand. The server keeps up: with Prefect's
-defaults it records about 57 task runs a second on one core, one database commit each; with
-`RECORDER_SETTINGS` several hundred. And it belongs to its parent: it has its own home and database,
-takes nothing from the user's profile, and ends when the parent ends, however that happens.
+defaults it commits every task run by itself and falls far behind a fast runner; `RECORDER_SETTINGS`
+make it write hundreds in one transaction. And it belongs to its parent: it has its own home and
+database, takes nothing from the user's profile, and ends when the parent ends, however that happens.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["RECORDER_SETTINGS", "EmbeddedServer", "ServerStartError"]
 
 RECORDER_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        # Task runs written in one transaction. The default, 1, costs 17 ms of CPU a task run; 200
-        # costs 3 ms. Larger batches gain little and hold SQLite's only write lock longer.
+        # Task runs written in one transaction; the default is 1. Much larger batches would hold
+        # SQLite's only write lock longer.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
         # Messages asked of the broker at once. The in-memory broker ignores it; Redis does not.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
