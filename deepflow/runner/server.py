@@ -3,7 +3,7 @@
 Two things are different from `prefect server start` by hand. The server keeps up: with Prefect's
 defaults it commits every task run by itself and falls far behind a fast runner; `RECORDER_SETTINGS`
 make it write hundreds in one transaction. And it belongs to its parent: it has its own home and
-database, takes nothing from the user's profile, and ends when the parent ends, however that happens.
+database, takes nothing from the user's profile, and ends when the parent ends, in whatever way.
 """
 
 from __future__ import annotations
