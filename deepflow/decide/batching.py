@@ -2,7 +2,7 @@
 
 A Dask task costs the scheduler and the wire the same whatever it does, so mapped runs are grouped
 until a group is expected to take `target_s`. The expectation is learned in the run: the first
-runs of a task go out alone (the pilot), one for each free slot, and time the rest. A misprediction
+runs of a task go out alone, one for each slot, and their times decide how the rest go. A misprediction
 is not corrected here but where it shows: a worker that meets a long run gives back those behind it.
 """
 
@@ -46,9 +46,40 @@ class RunTime:
         return median(abs(s - middle) for s in self.recent_s) if self.recent_s else 0.0
 
 
-def pilot_size(n_items: int, n_slots: int) -> int:
-    """How many of `n_items` unknown runs to send out alone to learn how long they take."""
-    return min(n_items, max(1, n_slots))
+_SURE_AFTER = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """How many of the waiting runs to send now, and how many of them to a group."""
+
+    n_items: int
+    group_size: int
+
+
+def next_wave(
+    n_waiting: int,
+    n_outstanding: int,
+    n_slots: int,
+    run_time: RunTime,
+    *,
+    target_s: float,
+    max_items: int,
+) -> Wave:
+    """What to send of a map's waiting runs while `n_outstanding` of them are with the workers.
+
+    While little is known of the run time, only enough is sent to keep every slot busy and one
+    more run queued for each: what is sent is grouped for good, and the first runs in a fresh
+    worker process look a hundred times as long as the rest. Once `_SURE_AFTER` run times are known
+    all that waits is sent.
+    """
+    size = group_size(n_waiting, n_slots, run_time, target_s=target_s, max_items=max_items)
+    if len(run_time.recent_s) >= _SURE_AFTER:
+        return Wave(n_waiting, size)
+    wanted = 2 * n_slots if run_time.is_known else n_slots
+    if n_outstanding >= wanted:
+        return Wave(0, size)
+    return Wave(min(n_waiting, max(wanted - n_outstanding, wanted * size)), size)
 
 
 def group_size(

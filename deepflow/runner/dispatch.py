@@ -17,7 +17,7 @@ import pickle
 import queue
 import threading
 import time
-import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from distributed import KilledWorker
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
-from deepflow.decide.batching import RunTime, group_size, pilot_size, split_after_s
+from deepflow.decide.batching import RunTime, next_wave, split_after_s
 from deepflow.errors import ContextMissingError, InfrastructureError
 from deepflow.observe import metrics
 from deepflow.runner.engine import advance
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from deepflow.settings import Settings
 
-_PILOT_PATIENCE_S = 0.5
+_PATIENCE_S = 0.5
 _SLOTS_EVERY_S = 5.0
 _CANCEL_GRACE_S = 5.0
 _DASK_ALLOWED_FAILURES = 3
@@ -79,8 +79,10 @@ class Dispatcher:
         events_topic: str,
         recorder: Recorder | None,
         logger: logging.Logger | logging.LoggerAdapter[Any],
+        is_adaptive: bool = False,
     ) -> None:
         self.client = client
+        self.is_adaptive = is_adaptive
         self.settings = settings
         self.results_topic = results_topic
         self.events_topic = events_topic
@@ -93,7 +95,6 @@ class Dispatcher:
         self._active: dict[UUID, Item] = {}
         self._settled_count = 0
         self._run_times: dict[str, RunTime] = {}
-        self._plans: weakref.WeakSet[MapPlan] = weakref.WeakSet()
         self._logged: set[str] = set()
         self._n_taken: dict[str, int] = {}
         self._n_slots = 1
@@ -132,19 +133,10 @@ class Dispatcher:
             for item in items:
                 if not self._is_ready(item):
                     self._send_when_ready(item)
-            run_time = self._run_times.get(template.task.digest, RunTime())
-            if not run_time.is_known:
-                n_pilot = pilot_size(len(ready), self._n_slots)
-                pilot, rest = ready[:n_pilot], ready[n_pilot:]
-                self._queue_jobs([[item] for item in pilot])
-                if rest:
-                    plan = MapPlan(template.task.digest, rest)
-                    for item in pilot:
-                        item.plan = plan
-                    self._plans.add(plan)
-                    self._at(time.time() + _PILOT_PATIENCE_S, lambda: self._carry_out(plan))
-                return
-            self._send_grouped(ready, run_time)
+            plan = MapPlan(template.task.digest, deque(ready))
+            self._advance_plan(plan)
+            if plan.waiting:
+                self._at(time.time() + _PATIENCE_S, partial(self._lose_patience, plan))
 
     def _admit(self, item: Item) -> None:
         if self._is_closing:
@@ -180,24 +172,38 @@ class Dispatcher:
             if item.job is None:
                 self._send_when_ready(item)
 
-    def _carry_out(self, plan: MapPlan) -> None:
-        """Send what a map held back: its pilot has reported, or takes too long to wait for."""
-        with self._lock:
-            waiting = [i for i in plan.take() if i.job is None and not i.is_done]
-            if not waiting:
-                return
-            run_time = self._run_times.get(plan.task_digest, RunTime())
-            self._send_grouped(waiting, run_time)
-
-    def _send_grouped(self, items: list[Item], run_time: RunTime) -> None:
-        size = group_size(
-            len(items),
+    def _advance_plan(self, plan: MapPlan) -> None:
+        """Send what is due of a map's waiting items."""
+        if not plan.waiting:
+            return
+        wave = next_wave(
+            len(plan.waiting),
+            plan.n_outstanding,
             self._n_slots,
-            run_time,
+            self._run_times.get(plan.task_digest, RunTime()),
             target_s=self.settings.batch_target_s,
             max_items=self.settings.batch_max_items,
         )
+        items = plan.take(wave.n_items)
+        size = wave.group_size
         self._queue_jobs([items[i : i + size] for i in range(0, len(items), size)])
+
+    def _leave_plan(self, item: Item) -> None:
+        """`item` is no longer with a worker for the first time: its map may go on."""
+        plan, item.plan = item.plan, None
+        if plan is not None:
+            plan.n_outstanding -= 1
+            self._advance_plan(plan)
+
+    def _lose_patience(self, plan: MapPlan) -> None:
+        """Nothing is known of a map's runs yet: they are long, or the workers are cold.
+
+        Where the cluster scales with its load, it has to see all of it now.
+        """
+        with self._lock:
+            if not self.is_adaptive or self._run_times.get(plan.task_digest) is not None:
+                return
+            self._queue_jobs([[item] for item in plan.take(len(plan.waiting))])
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -390,8 +396,6 @@ class Dispatcher:
     def _apply(self, item: Item, report: OutcomeReport, finished: list[Item]) -> None:
         if report.kind == "done":
             self._learn(item, report.run_s)
-            if report.blob is None:
-                metrics.inc("deepflow_result_raw_bytes_total", 0)
             self._finish(item, report.blob, report.state_type, finished)
         elif report.kind == "retry":
             assert report.blob is not None
@@ -399,6 +403,7 @@ class Dispatcher:
         elif report.kind == "returned":
             self._take_back(item)
         elif report.kind == "deferred":
+            self._leave_plan(item)
             item.job = None
             item.needs_done = True
             self._send_when_ready(item)
@@ -410,9 +415,6 @@ class Dispatcher:
             metrics.observe(
                 "deepflow_queue_wait_seconds", max(0.0, time.time() - item.sent_at_s - run_s)
             )
-        if item.plan is not None:
-            plan, item.plan = item.plan, None
-            self._carry_out(plan)
 
     def _finish(
         self, item: Item, blob: bytes | None, state_type: str, finished: list[Item]
@@ -425,6 +427,7 @@ class Dispatcher:
         if blob is not None and item.job is not None:
             item.job.let_go(item)
         finished.append(item)
+        self._leave_plan(item)
         self._release_dependents(item)
         if not self._active:
             self._is_idle.notify_all()
@@ -432,6 +435,7 @@ class Dispatcher:
     def _wait_for_retry(self, item: Item, blob: bytes) -> None:
         _, _, ready_at_s = pickle.loads(blob)
         item.resume = blob
+        self._leave_plan(item)
         if item.job is not None:
             item.job.let_go(item)
             item.job = None
@@ -452,6 +456,7 @@ class Dispatcher:
             return
         job.returned.append(item)
         item.job = None
+        self._leave_plan(item)
         if len(job.returned) == 1:
             self._inbox.put(lambda: self._send_returned(job))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -293,13 +293,19 @@ class Item:
 
 @dataclass(eq=False)
 class MapPlan:
-    """The items of a map that wait for its pilot."""
+    """The items of a map that wait until it is known how to group them."""
 
     task_digest: str
-    waiting: list[Item] = field(default_factory=list)
-    made_at_s: float = field(default_factory=time.time)
+    waiting: deque[Item]
+    n_outstanding: int = 0
 
-    def take(self) -> list[Item]:
-        """All waiting items; they wait no longer."""
-        waiting, self.waiting = self.waiting, []
-        return waiting
+    def take(self, n_items: int) -> list[Item]:
+        """The next `n_items` of those that are still to be sent."""
+        taken: list[Item] = []
+        while self.waiting and len(taken) < n_items:
+            item = self.waiting.popleft()
+            if item.job is None and not item.is_done:
+                item.plan = self
+                taken.append(item)
+        self.n_outstanding += len(taken)
+        return taken

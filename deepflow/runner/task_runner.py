@@ -361,6 +361,7 @@ class Session:
             events_topic=events_topic or self.topic,
             recorder=self.recorder,
             logger=logger,
+            is_adaptive=bool(config.adapt_kwargs),
         )
         self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
 
