@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-
 _WINDOW = 31
 
 

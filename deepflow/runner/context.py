@@ -164,12 +164,11 @@ class RunScope:
             put(SettingsContext.__var__, self._settings)
             client = self._client()
             put(SyncClientContext.__var__, client)
-            if (self.captured.flow_run is not None and self._flow_run is None) or (
-                self.captured.parent_task_run is not None and self._parent is None
+            if (
+                (self.captured.flow_run is not None and self._flow_run is None)
+                or (self.captured.parent_task_run is not None and self._parent is None)
+                or not self._is_logging_ready
             ):
-                with self._lock:
-                    self._build(client.client)
-            elif not self._is_logging_ready:
                 with self._lock:
                     self._build(client.client)
             if self._flow_run is not None:

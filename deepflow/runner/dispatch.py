@@ -39,7 +39,6 @@ from deepflow.runner.events import state_event
 from deepflow.runner.items import Item, MapPlan, SentJob, SharedArgument, Template
 from deepflow.runner.job import run_job
 from deepflow.runner.recorder import Recorder
-from deepflow.runner.runs import new_task_run
 from deepflow.runner.wire import (
     Inline,
     ItemSpec,
@@ -104,9 +103,7 @@ class Dispatcher:
         self._is_closing = False
         self._is_idle = threading.Condition(self._lock)
         self._flow_run_id: UUID | None = None
-        self._thread = threading.Thread(
-            target=self._run, name="deepflow-dispatcher", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="deepflow-dispatcher", daemon=True)
         self._thread.start()
 
     # -- submitting --------------------------------------------------------------------------
@@ -238,7 +235,10 @@ class Dispatcher:
                 job.items = [item for item in job.items if item.job is job and not item.is_done]
                 if not job.items:
                     continue
-                if graph and graph[0].items[0].template.placement != job.items[0].template.placement:
+                if (
+                    graph
+                    and graph[0].items[0].template.placement != job.items[0].template.placement
+                ):
                     self._send_graph(graph)
                     graph = []
                 graph.append(job)
@@ -517,7 +517,9 @@ class Dispatcher:
                     self._send_when_ready(item)
                     continue
                 if item.is_cancelling or self._is_closing:
-                    self._settle_here(item, Cancelled(message="Cancelled before it began."), finished)
+                    self._settle_here(
+                        item, Cancelled(message="Cancelled before it began."), finished
+                    )
                     continue
                 cause = _in_words(error, item.failures)
                 if len(job.items) > 1:
@@ -563,8 +565,9 @@ class Dispatcher:
         )
         if retries < task.retries and self.client.status == "running":
             delay_s = _retry_delay_s(task.retry_delay_seconds, retries)
-            import prefect.types._datetime as prefect_datetime
             from datetime import timedelta
+
+            import prefect.types._datetime as prefect_datetime
 
             due = prefect_datetime.now("UTC") + timedelta(seconds=delay_s)
             state: State[Any] = AwaitingRetry(scheduled_time=due, message=message)

@@ -36,8 +36,8 @@ from deepflow.runner.wire import (
     Inline,
     ItemSpec,
     Job,
-    Outcomes,
     OutcomeReport,
+    Outcomes,
     Remote,
     Source,
     loads,
@@ -183,9 +183,7 @@ class _Run:
                 if durable is not None and (restored := durable.read()) is not None:
                     return Entry(spec.run_id, "done", self._restore(restored, task_run))
             except Exception as exc:
-                state = exception_to_failed_state_sync(
-                    exc, message="The run could not be started:"
-                )
+                state = exception_to_failed_state_sync(exc, message="The run could not be started:")
                 self._settle(task_run, state)
                 return Entry(spec.run_id, "done", state)
             engine_type = AsyncEngine if self.task.isasync else SyncEngine
@@ -277,7 +275,9 @@ class _Run:
         before = advance(task_run, state)
         self._emit(task_run, before, state)
 
-    def _emit(self, task_run: TaskRun, initial: State[Any] | None, state: State[Any] | None) -> None:
+    def _emit(
+        self, task_run: TaskRun, initial: State[Any] | None, state: State[Any] | None
+    ) -> None:
         assert state is not None
         if self.spec.rerun is not None and state.is_running() and not state.message:
             state.message = self.spec.rerun

@@ -200,6 +200,8 @@ class DeepflowFutureList(PrefectFutureList[DeepflowFuture[R]]):
         for future in self:
             remaining_s = None if timeout is None else timeout - (time.monotonic() - started_s)
             if not future._wait(remaining_s):
-                raise TimeoutError(f"Timed out waiting for all futures to complete after {timeout} s")
+                raise TimeoutError(
+                    f"Timed out waiting for all futures to complete after {timeout} s"
+                )
         load_states(list(self), None)
         return [future.result(raise_on_failure=raise_on_failure) for future in self]

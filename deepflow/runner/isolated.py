@@ -124,7 +124,9 @@ def _child(write_fd: int) -> None:
         try:
             answer = cloudpickle.dumps((False, exc))
         except Exception:
-            answer = cloudpickle.dumps((False, IsolatedProcessError(f"{type(exc).__name__}: {exc}")))
+            answer = cloudpickle.dumps(
+                (False, IsolatedProcessError(f"{type(exc).__name__}: {exc}"))
+            )
     with os.fdopen(write_fd, "wb") as answers:
         answers.write(struct.pack("<Q", len(answer)) + answer)
     APILogWorker.drain_all(timeout=5)

@@ -254,9 +254,7 @@ class Recorder:
                     missing.append(run_id)
         return missing
 
-    async def _send_missing(
-        self, api: PrefectClient, link: _Link, open_runs: list[UUID]
-    ) -> None:
+    async def _send_missing(self, api: PrefectClient, link: _Link, open_runs: list[UUID]) -> None:
         again: deque[EventRecord] = deque()
         for run_id in await self._missing(api, open_runs):
             record = self._settled[run_id]

@@ -74,7 +74,11 @@ def run_dask(kind: str, n: int) -> dict[str, Any]:
             assert link.result() == CHAIN
             assert client.gather(fan) == list(range(1, FAN_OUT + 1))
         seconds = time.perf_counter() - started
-        return {"tasks_s": seconds, "flow_s": seconds, "bytes_per_task": (resident_bytes() - before) / n}
+        return {
+            "tasks_s": seconds,
+            "flow_s": seconds,
+            "bytes_per_task": (resident_bytes() - before) / n,
+        }
 
 
 def run_prefect(contender: str, kind: str, n: int, wait_s: float) -> dict[str, Any]:
@@ -151,7 +155,15 @@ def child(contender: str, kind: str, n: int, wait_s: float) -> None:
 
 def measure_apart(contender: str, kind: str, n: int, wait_s: float, env: dict[str, str]) -> Any:
     """Run one contender in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.dispatch", "--child", contender, kind, str(n)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.dispatch",
+        "--child",
+        contender,
+        kind,
+        str(n),
+    ]
     done = subprocess.run(
         [*command, "--wait", str(wait_s)], cwd=ROOT, env=env, capture_output=True, text=True
     )
@@ -179,7 +191,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=int, nargs="+", default=[1000, 5000], help="sizes of the map")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds at the first size; 1 at others")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds at the first size; 1 at others"
+    )
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, by comma")
     parser.add_argument("--big", type=int, default=20000, help="deepflow alone, once; 0: not")
     parser.add_argument("--peer-limit", type=int, default=5000, help="largest map for prefect-dask")
@@ -229,7 +243,9 @@ def main() -> None:
         {"kind": kind, "contender": contender, "n": n, **summary(found, n)}
         for (kind, contender, n), found in samples.items()
     ]
-    table = Table("what", "n", "runner", "tasks/s", "flow/s", "API up to date after", "missing", "B/task")
+    table = Table(
+        "what", "n", "runner", "tasks/s", "flow/s", "API up to date after", "missing", "B/task"
+    )
     rates = {(r["kind"], r["n"], r["contender"]): r["tasks_per_s"] for r in result}
     for row in result:
         recorded = row["recorded_s"]

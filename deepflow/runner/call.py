@@ -1,0 +1,299 @@
+"""One call of `task.submit` or `task.map` on its way to items.
+
+Here parameters are pickled (futures and large arguments become references), upstream runs are
+collected for the UI's graph, and hints and Dask annotations become what the cluster is told.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import dask
+from prefect._internal.uuid7 import uuid7
+from prefect.client.schemas.objects import RunInput, State
+from prefect.context import AssetContext, FlowRunContext, TagsContext, TaskRunContext
+from prefect.exceptions import MappingLengthMismatch, MappingMissingIterable
+from prefect.futures import PrefectFuture
+from prefect.tasks import Task, _infer_parent_task_runs
+from prefect.utilities.annotations import allow_failure, opaque, quote, unmapped
+from prefect.utilities.callables import (
+    collapse_variadic_parameters,
+    explode_variadic_parameter,
+    get_parameter_defaults,
+)
+from prefect.utilities.collections import isiterable
+from prefect.utilities.engine import collect_task_run_inputs_sync, resolve_inputs_sync
+
+from deepflow.decide.offers import impossible, soft_gpu
+from deepflow.errors import UnplaceableError
+from deepflow.hints import current_hints
+from deepflow.runner.future import DeepflowFuture
+from deepflow.runner.items import Item, SharedArgument, Template
+from deepflow.runner.session import Session
+from deepflow.runner.shared import large_size
+from deepflow.runner.wire import dumps, dumps_plain, is_plain
+
+if TYPE_CHECKING:
+    pass
+
+
+class Call:
+    """One call of `submit` or `map` on its way to items."""
+
+    def __init__(self, session: Session, task: Task[Any, Any], *, is_map: bool = False) -> None:
+        self.session = session
+        self.task = task
+        self.hints = current_hints(task)
+        flow_run = FlowRunContext.get()
+        self.flow_run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
+        session.dispatcher.set_flow_run(self.flow_run_id)
+        context = session.context()
+        tags = TagsContext.get().current_tags
+        annotations, resources, priority = self._placement()
+        workers = self._near()
+        self.template = Template(
+            name=task.name,
+            salt=session.salt[:8],
+            prefect_task=task,
+            task=session.task(task),
+            context=context,
+            tags=tuple(sorted(tags)),
+            hints=self.hints,
+            annotations=annotations,
+            resources=resources,
+            workers=workers,
+            allow_other_workers=bool(workers) and not self.hints.strict,
+            priority=priority,
+            may_batch=is_map and self.hints.batch is not False and not self.hints.isolate,
+            ship_again=lambda: session.ship_again(task, context),
+        )
+
+    def _placement(self) -> tuple[dict[str, Any], dict[str, float], int]:
+        """Dask annotations, resources and priority from the user's annotations and hints."""
+        annotations = dict(dask.get_annotations())
+        hints = self.hints
+        resources: dict[str, float] = {}
+        if hints:
+            offers = self.session.offers()
+            if offers and not self.session.config.adapt_kwargs:
+                refusal = impossible(hints, offers)
+                if refusal is not None:
+                    raise UnplaceableError(f"task {self.task.name!r}: {refusal.reason}")
+            soft = soft_gpu(offers) if hints.gpu == "soft" else 0.0
+            resources = hints.dask_resources(soft_gpu=soft)
+        if resources:
+            resources = {**annotations.pop("resources", {}), **resources}
+        priority = hints.priority
+        if priority:
+            annotations.pop("priority", None)
+        return annotations, resources, priority
+
+    def _near(self) -> list[str]:
+        """The workers that hold the futures in `near`; waits for those that are not done.
+
+        Hosts, paths and storage URLs are carried along with the hints; they do not place yet.
+        """
+        workers: list[str] = []
+        for near in self.hints.near:
+            if near.kind != "future" or not isinstance(near.value, DeepflowFuture):
+                continue
+            near.value.wait()
+            worker = near.value._item.worker
+            if worker is not None and worker not in workers:
+                workers.append(worker)
+        if workers:
+            alive = set(self.session.client.nthreads())
+            workers = [worker for worker in workers if worker in alive]
+        return workers
+
+    # -- one run -------------------------------------------------------------------------------
+
+    def future(
+        self,
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None,
+        dependencies: dict[str, set[RunInput]] | None,
+    ) -> DeepflowFuture[Any]:
+        """An item for one run, and its future."""
+        references = References(self.session)
+        waits = list(wait_for) if wait_for else None
+        if waits is None and all(is_plain(v) for v in parameters.values()):
+            call = dumps_plain((parameters, None))
+        else:
+            call = dumps((parameters, waits), references.find)
+        run_id = uuid7()
+        inputs = self._inputs(parameters, waits, dependencies, references)
+        number = self.session.next_number(self.task.task_key)
+        item = Item(
+            run_id=run_id,
+            template=self.template,
+            name=f"{self.task.name}-{number}",
+            dynamic_key=f"{number}-{self.session.salt[:12]}",
+            call=call,
+            references=tuple(references.found),
+            inputs=pickle.dumps(inputs) if inputs else None,
+            assets=self._assets(run_id, inputs),
+        )
+        return DeepflowFuture(item, self.session.dispatcher)
+
+    def _inputs(
+        self,
+        parameters: dict[str, Any],
+        wait_for: list[Any] | None,
+        dependencies: dict[str, set[RunInput]] | None,
+        references: References,
+    ) -> dict[str, set[Any]]:
+        """The upstream runs of each parameter, as the UI's graph shows them."""
+        flow_run = FlowRunContext.get()
+        links = bool(flow_run and flow_run.run_results)
+        inputs: dict[str, set[Any]] = {}
+        for name, value in parameters.items():
+            if links or not is_plain(value):
+                inputs[name] = collect_task_run_inputs_sync(value)
+            else:
+                inputs[name] = set()
+        parent = TaskRunContext.get()
+        if parent is not None or links:
+            parents = _infer_parent_task_runs(flow_run, parent, parameters)
+            if parents:
+                inputs["__parents__"] = set(parents)
+        if wait_for:
+            inputs["wait_for"] = collect_task_run_inputs_sync(wait_for)
+        for name, extra in (dependencies or {}).items():
+            inputs[name] = inputs.get(name, set()) | extra
+        return inputs
+
+    def _assets(self, run_id: Any, inputs: dict[str, set[Any]]) -> bytes | None:
+        """The asset context, where the task has assets or something upstream has."""
+        flow_run = FlowRunContext.get()
+        task = self.task
+        if not (
+            task.asset_deps
+            or getattr(task, "assets", None)
+            or (flow_run and flow_run.task_run_assets)
+        ):
+            return None
+        context = AssetContext.from_task_and_inputs(
+            task=task, task_run_id=run_id, task_inputs=inputs, copy_to_child_ctx=True
+        )
+        return pickle.dumps(context.serialize())
+
+    # -- many runs -----------------------------------------------------------------------------
+
+    def mapped(
+        self,
+        parameters: dict[str, Any],
+        wait_for: Iterable[PrefectFuture[Any]] | None,
+    ) -> list[DeepflowFuture[Any]]:
+        """The futures of a map, in order."""
+        fn = self.task.fn
+        links = {k: collect_task_run_inputs_sync(v, max_depth=0) for k, v in parameters.items()}
+        parameters = resolve_inputs_sync(parameters, max_depth=0)
+        parameters = explode_variadic_parameter(fn, parameters)
+        iterables: dict[str, list[Any]] = {}
+        static: dict[str, Any] = {}
+        annotated: dict[str, Any] = {}
+        for name, value in parameters.items():
+            if isinstance(value, (allow_failure, opaque, quote)):
+                annotated[name] = value
+                value = value.unwrap()
+            if isinstance(value, unmapped):
+                static[name] = value.value
+            elif isiterable(value):
+                iterables[name] = list(value)
+            else:
+                static[name] = value
+        if not iterables:
+            raise MappingMissingIterable(
+                "No iterable parameters were received. Parameters for map must "
+                f"include at least one iterable. Parameters: {parameters}"
+            )
+        lengths = {name: len(values) for name, values in iterables.items()}
+        if len(set(lengths.values())) > 1:
+            raise MappingLengthMismatch(
+                "Received iterable parameters with different lengths. Parameters for map"
+                f" must all be the same length. Got lengths: {lengths}"
+            )
+        for name, default in get_parameter_defaults(fn).items():
+            if name not in iterables:
+                static.setdefault(name, default)
+        names = set(iterables) | set(static)
+        waits = list(wait_for) if wait_for else None
+        plain = (
+            not annotated and set(collapse_variadic_parameters(fn, dict.fromkeys(names))) == names
+        )
+        if plain and waits is None:
+            return self._mapped_apart(iterables, static, links)
+        futures = []
+        for index in range(next(iter(lengths.values()))):
+            call = {name: values[index] for name, values in iterables.items()} | static
+            for name, annotation in annotated.items():
+                call[name] = annotation.rewrap(call[name])
+            call = collapse_variadic_parameters(fn, call)
+            futures.append(self.future(call, waits, links))
+        return futures
+
+    def _mapped_apart(
+        self, iterables: dict[str, list[Any]], static: dict[str, Any], links: dict[str, set[Any]]
+    ) -> list[DeepflowFuture[Any]]:
+        """A map's runs, with what they have in common pickled once."""
+        if static:
+            references = References(self.session)
+            self.template.static = dumps(static, references.find)
+            self.template.static_references = tuple(references.found)
+            static_inputs = self._inputs(static, None, None, references)
+            links = {
+                k: links.get(k, set()) | static_inputs.get(k, set()) for k in (*links, *static)
+            }
+        names = list(iterables)
+        return [
+            self.future(dict(zip(names, values, strict=True)), None, links)
+            for values in zip(*iterables.values(), strict=True)
+        ]
+
+
+class References:
+    """Numbers the futures and large arguments that a pickle meets."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Any] = []
+        self.found: list[Item | SharedArgument | bytes] = []
+
+    def find(self, value: Any) -> int | None:
+        """The reference's number for what is not to be pickled; None for all else."""
+        if isinstance(value, PrefectFuture):
+            return self._number(value, self._of_future)
+        n_bytes = large_size(value, self._session.settings.share_argument_bytes)
+        if n_bytes:
+            return self._number(
+                value, lambda v: self._session.shared.of(v, n_bytes, self._session.client)
+            )
+        return None
+
+    def _number(self, value: Any, make: Callable[[Any], Item | SharedArgument | bytes]) -> int:
+        number = self._numbers.get(id(value))
+        if number is None:
+            self.found.append(make(value))
+            number = self._numbers[id(value)] = len(self.found) - 1
+            self._alive.append(value)
+        return number
+
+    def _of_future(self, future: PrefectFuture[Any]) -> Item | bytes:
+        if isinstance(future, DeepflowFuture) and future._dispatcher is self._session.dispatcher:
+            return future._item
+        # Another runner's future: its value has to come through here.
+        future.wait()
+        state: State[Any] = future.state
+        return pickle_state(state)
+
+
+def pickle_state(state: State[Any]) -> bytes:
+    """A state with its value, for a call that needs it as an input."""
+    import cloudpickle
+
+    blob: bytes = cloudpickle.dumps(state, protocol=5)
+    return blob

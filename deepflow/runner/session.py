@@ -1,0 +1,334 @@
+"""A connection to a cluster, and what belongs to it while a runner is entered.
+
+Connecting, what is shipped once (contexts, task code, large arguments), what workers offer, and
+the end: every run settled, the server up to date, nothing left on the scheduler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+import weakref
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import distributed
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.settings import PREFECT_API_URL
+from prefect.tasks import Task
+from prefect.utilities.asyncutils import run_coro_as_sync
+from prefect.utilities.importtools import to_qualified_name
+
+from deepflow.backend.clusters.local import local_cluster
+from deepflow.decide.model import WorkerOffer
+from deepflow.errors import ClusterUnreachableError
+from deepflow.intermediates import registration
+from deepflow.observe import metrics
+from deepflow.runner.client import DeepflowClient
+from deepflow.runner.config import RunnerConfig
+from deepflow.runner.context import capture, to_blob
+from deepflow.runner.dispatch import Dispatcher
+from deepflow.runner.items import Item
+from deepflow.runner.recorder import Recorder
+from deepflow.runner.shared import SharedArguments
+from deepflow.runner.wire import BlobRef, Outcomes
+from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, flush_worker, this_process
+from deepflow.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    pass
+
+_OFFERS_EVERY_S = 5.0
+
+
+class Session:
+    """A connection to a cluster, and what belongs to it while a runner is entered."""
+
+    def __init__(
+        self,
+        config: RunnerConfig,
+        logger: Any,
+        *,
+        nested_client: Any = None,
+        events_topic: str | None = None,
+    ) -> None:
+        self.config = config
+        self.logger = logger
+        self.settings: Settings = load_settings()
+        self.cluster: Any = None
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._blobs: dict[str, BlobRef] = {}
+        self._contexts: dict[Any, tuple[BlobRef, Any]] = {}
+        self._tasks: dict[int, tuple[weakref.ref[Any], BlobRef]] = {}
+        self._counters: dict[str, int] = {}
+        self._offers: tuple[WorkerOffer, ...] = ()
+        self._offers_due_s = 0.0
+        self.salt = uuid.uuid4().hex
+        self.shared = SharedArguments()
+        registration.register(Outcomes)
+        self.is_nested = nested_client is not None
+        if nested_client is not None:
+            self.client: Any = nested_client
+        else:
+            try:
+                self._connect()
+            except BaseException:
+                self._stack.close()
+                raise
+        self.topic = self.client.id
+        self.recorder: Recorder | None = None
+        if not self.is_nested:
+            self.recorder = Recorder(
+                window_events=self.settings.record_window_events, logger=logger
+            )
+            if self.settings.metrics_port is not None:
+                metrics.serve(self.settings.metrics_port)
+        self.dispatcher = Dispatcher(
+            self.client,
+            self.settings,
+            results_topic=self.topic,
+            events_topic=events_topic or self.topic,
+            recorder=self.recorder,
+            logger=logger,
+            is_adaptive=bool(config.adapt_kwargs),
+        )
+        self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
+
+    # -- connecting ----------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        config, logger = self.config, self.logger
+        connect_to: Any
+        if config.cluster is not None:
+            logger.info(f"Connecting to existing Dask cluster {config.cluster}")
+            connect_to = self.cluster = config.cluster
+            self._adapt()
+        else:
+            address = config.address or (
+                None
+                if config.cluster_class or config.cluster_kwargs or config.local
+                else self.settings.address or _ambient_address()
+            )
+            if address:
+                logger.info(f"Connecting to an existing Dask cluster at {address}")
+                connect_to = address
+            else:
+                connect_to = self.cluster = self._make_cluster()
+                self._adapt()
+        try:
+            client = DeepflowClient(connect_to, **config.client_kwargs)
+        except OSError as exc:
+            raise ClusterUnreachableError(
+                f"no Dask scheduler answers at {connect_to}: {exc}. Start one there "
+                "(`dask scheduler`), or correct `address=` or DEEPFLOW_ADDRESS",
+                address=str(connect_to),
+            ) from exc
+        self.client = self._stack.enter_context(client)
+        self.client.register_plugin(DeepflowWorkerPlugin(this_process()))
+        if config.performance_report_path:
+            self._stack.enter_context(distributed.Client.as_current(self.client))
+            self._stack.enter_context(
+                distributed.performance_report(config.performance_report_path)
+            )
+        if self.client.dashboard_link:
+            logger.info(f"The Dask dashboard is available at {self.client.dashboard_link}")
+
+    def _make_cluster(self) -> Any:
+        config = self.config
+        make = config.resolved_cluster_class()
+        if make is None:
+            self.logger.info("Starting an embedded Dask cluster")
+            return self._stack.enter_context(local_cluster(config.local, **config.cluster_kwargs))
+        name = to_qualified_name(make)
+        self.logger.info(f"Creating a new Dask cluster with `{name}`")
+        try:
+            return self._stack.enter_context(make(**config.cluster_kwargs))
+        except Exception:
+            self.logger.error(f"Failed to create {name} cluster: ", exc_info=True)
+            raise
+
+    def _adapt(self) -> None:
+        if self.config.adapt_kwargs:
+            maybe_coroutine = self.cluster.adapt(**self.config.adapt_kwargs)
+            if asyncio.iscoroutine(maybe_coroutine):
+                run_coro_as_sync(maybe_coroutine)
+
+    # -- what is shipped once ------------------------------------------------------------------
+
+    def ship(self, digest: str, blob: bytes) -> BlobRef:
+        """Put a blob on the scheduler under a name of this session's, once."""
+        with self._lock:
+            ref = self._blobs.get(digest)
+            if ref is not None:
+                return ref
+        ref = BlobRef(f"deepflow-{self.salt}-{digest}", digest)
+        self._put(ref, blob)
+        with self._lock:
+            self._blobs[digest] = ref
+        return ref
+
+    def _put(self, ref: BlobRef, blob: bytes) -> None:
+        self.client.sync(
+            self.client.scheduler.variable_set, name=ref.name, data=blob, client=self.client.id
+        )
+
+    def context(self) -> BlobRef:
+        """The current Prefect context as it was shipped; captured when it is a new one."""
+        flow_run, parent = FlowRunContext.get(), TaskRunContext.get()
+        from prefect.context import SettingsContext
+
+        settings = SettingsContext.get()
+        key = (
+            flow_run.flow_run.id if flow_run and flow_run.flow_run else None,
+            parent.task_run.id if parent else None,
+            id(settings),
+        )
+        with self._lock:
+            known = self._contexts.get(key)
+        if known is not None:
+            return known[0]
+        captured = capture(_api_url(flow_run), self.topic, self.dispatcher.events_topic, b"")
+        digest, blob = to_blob(captured)
+        ref = self.ship(digest, blob)
+        with self._lock:
+            if self.is_nested and len(self._contexts) > 256:
+                self._contexts.clear()
+            # The settings are kept alive with the entry: its key holds their address.
+            self._contexts[key] = (ref, (settings, blob))
+        return ref
+
+    def task(self, task: Task[Any, Any]) -> BlobRef:
+        """The task's code as it was shipped."""
+        known = self._tasks.get(id(task))
+        if known is not None and known[0]() is task:
+            return known[1]
+        digest, blob = to_blob(task)
+        ref = self.ship(digest, blob)
+        self._tasks[id(task)] = (weakref.ref(task), ref)
+        return ref
+
+    def ship_again(self, task: Task[Any, Any], context: BlobRef) -> None:
+        """Put back what the scheduler has lost."""
+        digest, blob = to_blob(task)
+        self._put(BlobRef(f"deepflow-{self.salt}-{digest}", digest), blob)
+        for ref, (_, context_blob) in list(self._contexts.values()):
+            if ref == context:
+                self._put(ref, context_blob)
+
+    def next_number(self, name: str) -> int:
+        """How many runs of the task so named were submitted before."""
+        with self._lock:
+            number = self._counters.get(name, 0)
+            self._counters[name] = number + 1
+            return number
+
+    # -- what workers offer --------------------------------------------------------------------
+
+    def offers(self) -> tuple[WorkerOffer, ...]:
+        """What the workers offer; asked for again after a few seconds."""
+        import time
+
+        now_s = time.monotonic()
+        if now_s >= self._offers_due_s:
+            info = self.client.sync(self.client.scheduler.identity, n_workers=-1)
+            self._offers = tuple(
+                WorkerOffer(
+                    name=str(worker.get("name", address)),
+                    resources=tuple(sorted((worker.get("resources") or {}).items())),
+                    threads=int(worker.get("nthreads") or 1),
+                    memory_bytes=int(worker.get("memory_limit") or 0),
+                )
+                for address, worker in info["workers"].items()
+            )
+            self._offers_due_s = now_s + _OFFERS_EVERY_S
+        return self._offers
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self, *, failed: bool) -> None:
+        """Settle every run, let the server catch up, disconnect. Takes a bounded time.
+
+        After a failure (an exception in the flow, Ctrl-C) everything open is cancelled. After a
+        flow that ended well, what has not begun is cancelled, and what runs gets `shutdown_s`
+        seconds to finish.
+        """
+        dispatcher, settings = self.dispatcher, self.settings
+        try:
+            open_items = dispatcher.open_items()
+            if open_items:
+                self._settle(open_items, failed)
+            if self.client.status == "running":
+                try:
+                    sent = self.client.run(
+                        flush_worker, this_process(), self.topic, on_error="ignore"
+                    )
+                    dispatcher.drain(sent, settings.shutdown_s)
+                except Exception as exc:
+                    self.logger.warning("The workers' last logs could not be fetched: %r", exc)
+            if self.recorder is not None:
+                self.recorder.finish(settings.record_wait_s)
+        finally:
+            dispatcher.close()
+            if self.client.status == "running":
+                for ref in self._blobs.values():
+                    self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
+                self.client.unsubscribe_topic(self.topic)
+            self._stack.close()
+
+    def _settle(self, open_items: list[Item], failed: bool) -> None:
+        dispatcher, settings = self.dispatcher, self.settings
+        if not failed:
+            self.logger.warning(
+                "%d task runs were not done when the flow returned: those that have not begun are "
+                "cancelled, the others get %g s. Wait for futures (`.result()`, `.wait()`) that "
+                "the flow needs, or return them.",
+                len(open_items),
+                settings.shutdown_s,
+            )
+            dispatcher.cancel(dispatcher.not_begun())
+            if dispatcher.wait_idle(settings.shutdown_s):
+                return
+        dispatcher.cancel_all()
+        if not dispatcher.wait_idle(settings.shutdown_s):
+            dispatcher.abandon("The flow run ended before this run could be stopped.")
+
+
+_nested_sessions: weakref.WeakKeyDictionary[Any, dict[str, Session]] = weakref.WeakKeyDictionary()
+_nested_lock = threading.Lock()
+
+
+def nested_session(config: RunnerConfig, events_topic: str, logger: Any) -> Session:
+    """The session for submitting from inside tasks, one per worker client and driver."""
+    client = distributed.get_client()
+    with _nested_lock:
+        sessions = _nested_sessions.setdefault(client, {})
+        session = sessions.get(events_topic)
+        if session is None:
+            session = sessions[events_topic] = Session(
+                config, logger, nested_client=client, events_topic=events_topic
+            )
+    return session
+
+
+def _ambient_address() -> str | None:
+    """The scheduler of a Dask client that the user has set as the current one."""
+    try:
+        client = distributed.get_client()
+    except ValueError:
+        return None
+    address: str | None = client.scheduler.address if client.scheduler is not None else None
+    return address
+
+
+def _api_url(flow_run: FlowRunContext | None) -> str:
+    """The API that this process speaks to, also where Prefect started an ephemeral one."""
+    url = PREFECT_API_URL.value()
+    if url:
+        return str(url)
+    if flow_run is not None and flow_run.client is not None:
+        return str(flow_run.client.api_url)
+    from prefect.client.orchestration import get_client
+
+    return str(get_client(sync_client=True).api_url)
