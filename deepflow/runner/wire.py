@@ -17,6 +17,7 @@ from uuid import UUID
 
 import cloudpickle
 import zstandard
+from prefect.utilities.annotations import BaseAnnotation
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
 _COMPRESS_ABOVE_BYTES = 4096
@@ -178,6 +179,12 @@ class _Pickler(cloudpickle.CloudPickler):
 
     def persistent_id(self, obj: Any) -> int | None:
         return self._find(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        # Prefect's annotations are tuples whose own pickle wraps the value once more.
+        if isinstance(obj, BaseAnnotation):
+            return type(obj), (obj.unwrap(),)
+        return super().reducer_override(obj)
 
 
 class _Unpickler(pickle.Unpickler):
