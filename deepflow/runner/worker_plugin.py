@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 FLUSH_TIMEOUT_S = 5.0
+_ENGINE = "deepflow.runner.execute"
 
 
 class DeepflowWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
@@ -30,8 +32,11 @@ class DeepflowWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self.driver = driver
         """`host:pid` of the process that registered it: there, Prefect's services go on."""
 
-    def setup(self, worker: Worker) -> None:
+    async def setup(self, worker: Worker) -> None:
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
+        # Before the first task, and in one thread: two threads that import Prefect at once can
+        # meet in a deadlock of import locks, which leaves half a Prefect behind.
+        await asyncio.get_running_loop().run_in_executor(None, import_module, _ENGINE)
         from deepflow.intermediates import registration
         from deepflow.observe import metrics
         from deepflow.runner.wire import Outcomes
@@ -73,8 +78,8 @@ async def flush_worker(driver: str, topic: str, dask_worker: Worker) -> int:
     return agent.n_sent(topic)
 
 
-def cancel_runs(run_ids: Sequence[UUID], dask_worker: Worker) -> None:
-    """Cancel task runs on this worker."""
+async def cancel_runs(run_ids: Sequence[UUID], dask_worker: Worker) -> None:
+    """Cancel task runs on this worker (a coroutine, for only those can be sent without waiting)."""
     from deepflow.runner.agent import agent_of
 
     agent_of(dask_worker).cancel(run_ids)
