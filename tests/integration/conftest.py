@@ -136,3 +136,12 @@ def cluster(server: EmbeddedServer) -> Iterator[LocalCluster]:
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=40
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def one_slot(server: EmbeddedServer) -> Iterator[LocalCluster]:
+    """One worker process of one thread: whoever holds its slot while waiting is found out."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=40
+    ) as running:
+        yield running
