@@ -175,6 +175,22 @@ class Agent:
         """Whether `cancel` named this run."""
         return run_id in self._cancelled
 
+    def announce(self, job: Job, run_id: UUID) -> None:
+        """Tell the driver that a run begins; returns when the scheduler has the message.
+
+        Done for runs that may have been the death of a worker before, so that the driver can tell
+        them from those that were only near. About 1 ms.
+        """
+        report = OutcomeReport(run_id, "begun", None, "", 0.0)
+        with self._lock:
+            self._n_sent[job.results_topic] = self._n_sent.get(job.results_topic, 0) + 1
+        sync(
+            self.worker.loop,
+            self.worker.scheduler.log_event,
+            topic=job.results_topic,
+            msg=pack(Message(self.worker.address, (report,), (), 0)),
+        )
+
     # -- events and reports ------------------------------------------------------------------
 
     def emit(

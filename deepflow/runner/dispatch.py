@@ -31,6 +31,7 @@ from distributed import KilledWorker
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 
+from deepflow.backend.scheduler_plugin import OURS
 from deepflow.decide.batching import RunTime, next_wave, split_after_s
 from deepflow.errors import ContextMissingError, InfrastructureError
 from deepflow.observe import metrics
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 _PATIENCE_S = 0.5
 _SLOTS_EVERY_S = 5.0
 _CANCEL_GRACE_S = 5.0
-_DASK_ALLOWED_FAILURES = 3
+_MAX_SPARED = 10
 
 
 class Dispatcher:
@@ -101,6 +102,8 @@ class Dispatcher:
         self._outgoing: list[SentJob] = []
         self._is_flush_due = False
         self._is_closing = False
+        self.deaths_are_reported = True
+        """Whether the scheduler has `ReportDeaths`, so that one death is one error."""
         self._is_idle = threading.Condition(self._lock)
         self._flow_run_id: UUID | None = None
         self._thread = threading.Thread(target=self._run, name="deepflow-dispatcher", daemon=True)
@@ -250,11 +253,12 @@ class Dispatcher:
         try:
             graph = {}
             for job in jobs:
-                blob, dependencies = self._job_blob(job.items)
+                job.is_announced = self._is_announced(job.items)
+                blob, dependencies = self._job_blob(job.items, job.is_announced)
                 graph[job.key] = DaskTask(
                     job.key, run_job, blob, *(TaskRef(key) for key in dependencies)
                 )
-            with dask.annotate(**template.annotations):
+            with dask.annotate(**{**template.annotations, OURS: True}):
                 futures = self.client.get(
                     # The token spares Dask from hashing every call.
                     LLGExpr(graph, _determ_token=jobs[0].key),
@@ -292,7 +296,7 @@ class Dispatcher:
         """The flow run whose tasks these are; part of every Dask key."""
         self._flow_run_id = flow_run_id
 
-    def _job_blob(self, items: list[Item]) -> tuple[bytes, list[str]]:
+    def _job_blob(self, items: list[Item], is_announced: bool) -> tuple[bytes, list[str]]:
         """The pickled job, and the keys of the Dask tasks it depends on."""
         template = items[0].template
         dependencies: dict[str, int] = {}
@@ -309,6 +313,7 @@ class Dispatcher:
             split_after_s=split_after_s(run_time, self.settings.batch_target_s),
             durable=template.hints.durable,
             isolate=template.hints.isolate,
+            announce=is_announced,
         )
         job = Job(
             results_topic=self.results_topic,
@@ -397,11 +402,19 @@ class Dispatcher:
         if report.kind == "done":
             self._learn(item, report.run_s)
             self._finish(item, report.blob, report.state_type, finished)
+        elif item.is_cancelling and report.kind in ("retry", "returned", "deferred"):
+            # It came back while its cancellation was on the way: it does not go again.
+            if report.kind == "retry":
+                item.resume = report.blob
+            self._settle_here(item, Cancelled(message="Cancelled before it began."), finished)
         elif report.kind == "retry":
             assert report.blob is not None
             self._wait_for_retry(item, report.blob)
         elif report.kind == "returned":
             self._take_back(item)
+        elif report.kind == "begun":
+            if item.job is not None:
+                item.job.last_begun = item
         elif report.kind == "deferred":
             self._leave_plan(item)
             item.job = None
@@ -521,23 +534,65 @@ class Dispatcher:
                         item, Cancelled(message="Cancelled before it began."), finished
                     )
                     continue
-                cause = _in_words(error, item.failures)
-                if len(job.items) > 1:
-                    # Which of them broke the workers is not known: each is tried alone.
-                    self._send_again(item, cause)
+                if isinstance(error, KilledWorker) and error.task != job.key:
+                    self._input_lost(item, error, finished)
                     continue
-                item.failures += _failures(error)
-                if isinstance(error, KilledWorker):
-                    remaining = self.settings.infra_retries - _DASK_ALLOWED_FAILURES
-                    may_retry = item.failures <= remaining
-                else:
-                    may_retry = item.failures <= self.settings.infra_retries
+                if self._is_innocent(item, job, error):
+                    item.n_spared += 1
+                    self._send_again(item, _in_words(error, 1))
+                    continue
+                item.failures += self._n_failures(error)
+                cause = _in_words(error, item.failures)
+                # Which one of a group broke its worker is not known: each is tried alone.
+                may_retry = item.failures <= self.settings.infra_retries
                 if may_retry and not self._is_hopeless(error):
                     self._send_again(item, cause)
                 else:
                     self._crash(item, cause, finished)
         for item in finished:
             item.call_back()
+
+    def _is_announced(self, items: list[Item]) -> bool:
+        """Whether workers are to say when these runs begin: they may be the death of them."""
+        if self.settings.infra_retries == 0:
+            return True
+        return any(item.failures or item.n_spared for item in items)
+
+    def _is_innocent(self, item: Item, job: SentJob, error: BaseException | None) -> bool:
+        """Whether a run was only near when its worker died: it had not begun, or had ended.
+
+        Bounded, for a worker may also die of what comes before a run's beginning.
+        """
+        return (
+            isinstance(error, KilledWorker)
+            and job.is_announced
+            and job.last_begun is not item
+            and item.n_spared < _MAX_SPARED
+        )
+
+    def _n_failures(self, error: BaseException | None) -> int:
+        """How many failures Dask stands for when it reports `error`."""
+        if isinstance(error, KilledWorker) and not self.deaths_are_reported:
+            return int(error.allowed_failures) + 1
+        return 1
+
+    def _input_lost(self, item: Item, error: KilledWorker, finished: list[Item]) -> None:
+        """A Dask task that `item` depends on was the death of its workers."""
+        gone = [
+            up.name
+            for up in item.upstreams
+            if up.blob is None and up.job is not None and up.job.key == error.task
+        ]
+        if gone:
+            message = (
+                f"its input {gone[0]!r} was lost with its worker and could not be computed again: "
+                f"{_in_words(error, error.allowed_failures + 1).partition(': ')[2]}"
+            )
+            self._crash(item, f"input_lost: {message}", finished)
+            return
+        item.job = None
+        item.needs_done = True
+        self._send_when_ready(item)
 
     def _is_hopeless(self, error: BaseException | None) -> bool:
         """Whether trying again cannot help: no scheduler to try with, or code that will not load."""
@@ -572,7 +627,7 @@ class Dispatcher:
             due = prefect_datetime.now("UTC") + timedelta(seconds=delay_s)
             state: State[Any] = AwaitingRetry(scheduled_time=due, message=message)
             self._emit(task_run, state)
-            item.failures = 0
+            item.failures = item.n_spared = 0
             self._wait_for_retry(
                 item, pickle.dumps((task_run, retries + 1, due.timestamp()), protocol=5)
             )
@@ -778,17 +833,12 @@ class Dispatcher:
             self.logger.warning(message)
 
 
-def _failures(error: BaseException | None) -> int:
-    """How many times the infrastructure failed a run when it is reported with `error`."""
-    return 1
-
-
 def _in_words(error: BaseException | None, failures: int) -> str:
     """`cause: sentence` for what broke a run."""
     if isinstance(error, KilledWorker):
         return (
-            f"worker_lost: {error.allowed_failures + 1} workers died while running it, the last "
-            f"one at {error.last_worker.address}. It may need more memory than a worker has, "
+            f"worker_lost: {failures} worker{'s' if failures > 1 else ''} died while running it, the "
+            f"last one at {error.last_worker.address}. It may need more memory than a worker has, "
             "or crash the interpreter; look at the workers' logs"
         )
     if isinstance(error, ContextMissingError):

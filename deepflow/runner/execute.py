@@ -83,6 +83,8 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
             seat = running.seat = Seat(spec.run_id)
             if agent.is_cancelled(spec.run_id):
                 seat.cancel()
+            if job.options.announce:
+                agent.announce(job, spec.run_id)
             entry = _Run(agent, job, task, spec, seat).execute(scope, static, dependencies)
             running.seat = None
             outcomes.entries.append(entry)

@@ -127,13 +127,24 @@ class ReleasedFuture:
 class SentJob:
     """A Dask task under way or finished, and the items in it."""
 
-    __slots__ = ("__weakref__", "future", "items", "key", "n_kept", "returned")
+    __slots__ = (
+        "__weakref__",
+        "future",
+        "is_announced",
+        "items",
+        "key",
+        "last_begun",
+        "n_kept",
+        "returned",
+    )
 
     def __init__(self, key: str, items: list[Item]) -> None:
         self.key = key
         self.items = items
         self.future: Future | None = None
         self.returned: list[Item] = []
+        self.is_announced = False
+        self.last_begun: Item | None = None
         self.n_kept = len(items)
 
     def let_go(self, item: Item) -> None:
@@ -163,6 +174,7 @@ class Item:
         "is_done",
         "is_waiting",
         "job",
+        "n_spared",
         "name",
         "needs_done",
         "owner",
@@ -214,6 +226,7 @@ class Item:
         self.is_cancelling = False
         self.is_done = False
         self.failures = 0
+        self.n_spared = 0
         self.sent_at_s = 0.0
         self.worker: str | None = None
         self.blob: bytes | None = None

@@ -21,6 +21,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.local import local_cluster
+from deepflow.backend.scheduler_plugin import ReportDeaths
 from deepflow.decide.model import WorkerOffer
 from deepflow.errors import ClusterUnreachableError
 from deepflow.intermediates import registration
@@ -127,6 +128,7 @@ class Session:
             ) from exc
         self.client = self._stack.enter_context(client)
         self.client.register_plugin(DeepflowWorkerPlugin(this_process()))
+        self.client.register_plugin(ReportDeaths())
         if config.performance_report_path:
             self._stack.enter_context(distributed.Client.as_current(self.client))
             self._stack.enter_context(

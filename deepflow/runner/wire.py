@@ -77,6 +77,8 @@ class JobOptions(NamedTuple):
     split_after_s: float = 0.25
     durable: bool = False
     isolate: bool = False
+    announce: bool = False
+    """Tell the driver when a run begins: a worker may die of it."""
 
 
 class Job(NamedTuple):
@@ -93,7 +95,7 @@ class Job(NamedTuple):
     options: JobOptions
 
 
-Kind = Literal["done", "retry", "returned", "deferred", "cancelled"]
+Kind = Literal["done", "retry", "returned", "deferred", "cancelled", "begun"]
 
 
 class Entry(NamedTuple):
