@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
 from prefect.client.schemas.objects import State
@@ -16,7 +16,7 @@ from deepflow.backend.fetch import fetch
 from deepflow.errors import InfrastructureError
 from deepflow.observe import metrics
 from deepflow.runner.items import Item, ReleasedFuture
-from deepflow.runner.slots import slot_left
+from deepflow.runner.slots import current_slot, slot_left
 
 if TYPE_CHECKING:
     from deepflow.runner.dispatch import Dispatcher
@@ -111,11 +111,24 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Call `fn` with this future once the run is done (at once, if it is)."""
-        self._item.when_done(lambda: fn(self))
+        slot = current_slot.get()
+        if slot is None or self._item.is_done:
+            self._item.when_done(lambda: fn(self))
+            return
+        # Inside a task: `as_completed` waits for the call, and must not hold the slot meanwhile.
+        slot.leave_for_callback()
+
+        def call() -> None:
+            slot.called_back()
+            fn(self)
+
+        self._item.when_done(call)
 
     def _wait(self, timeout_s: float | None) -> bool:
         item = self._item
         if item.is_done:
+            if (slot := current_slot.get()) is not None:
+                slot.come_back()
             return True
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with slot_left():
@@ -162,7 +175,7 @@ def load_states(futures: list[DeepflowFuture[Any]], timeout_s: float | None) -> 
                 fetched = {id(job): value for job, value in zip(jobs, values, strict=True)}
             except TimeoutError:
                 raise
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever Dask says, it becomes a state
                 if len(futures) > 1:
                     # One lost result must not hide the others.
                     return [load_states([future], timeout_s)[0] for future in futures]
@@ -191,17 +204,18 @@ def _size(state: State[Any]) -> int:
     return int(sizeof(state))
 
 
-class DeepflowFutureList(PrefectFutureList[DeepflowFuture[R]]):
+class DeepflowFutureList(PrefectFutureList[R]):
     """The futures of a `map`; their results are gathered in one go."""
 
-    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:  # type: ignore[override]
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """All return values, in order; see `DeepflowFuture.result`."""
         started_s = time.monotonic()
-        for future in self:
+        futures = cast("list[DeepflowFuture[R]]", list(self))  # the runner puts in no others
+        for future in futures:
             remaining_s = None if timeout is None else timeout - (time.monotonic() - started_s)
             if not future._wait(remaining_s):
                 raise TimeoutError(
                     f"Timed out waiting for all futures to complete after {timeout} s"
                 )
-        load_states(list(self), None)
-        return [future.result(raise_on_failure=raise_on_failure) for future in self]
+        load_states(futures, None)
+        return [future.result(raise_on_failure=raise_on_failure) for future in futures]

@@ -26,6 +26,8 @@ class Slot:
         self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._n_waiting = 0
+        self._n_callbacks = 0
+        self._is_away = False
 
     def _perform(self, action: Callable[[], None]) -> None:
         if threading.get_ident() == self._owner:
@@ -58,6 +60,34 @@ class Slot:
                 last = self._n_waiting == 0
             if last:
                 self._perform(rejoin)
+
+    def leave_for_callback(self) -> None:
+        """Leave the slot because somebody asks to be called back: how it waits cannot be seen."""
+        with self._lock:
+            self._n_callbacks += 1
+            if self._is_away:
+                return
+            self._is_away = True
+            self._n_waiting += 1
+            first = self._n_waiting == 1
+        if first:
+            self._perform(secede)
+
+    def called_back(self) -> None:
+        """One of those callbacks was made (any thread may say so)."""
+        with self._lock:
+            self._n_callbacks -= 1
+
+    def come_back(self) -> None:
+        """Take a slot again once all callbacks were made; else nothing."""
+        with self._lock:
+            if not self._is_away or self._n_callbacks > 0:
+                return
+            self._is_away = False
+            self._n_waiting -= 1
+            last = self._n_waiting == 0
+        if last:
+            self._perform(rejoin)
 
     def serve(self, timeout_s: float) -> bool:
         """The owner waits for `finished`, doing what others ask; False if the time is up."""
