@@ -13,6 +13,7 @@ import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import dask
 import distributed
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL
@@ -119,7 +120,8 @@ class Session:
                 connect_to = self.cluster = self._make_cluster()
                 self._adapt()
         try:
-            client = DeepflowClient(connect_to, **config.client_kwargs)
+            # Dask's constructor is not annotated.
+            client = DeepflowClient(connect_to, **config.client_kwargs)  # type: ignore[no-untyped-call]
         except OSError as exc:
             raise ClusterUnreachableError(
                 f"no Dask scheduler answers at {connect_to}: {exc}. Start one there "
@@ -142,7 +144,12 @@ class Session:
         make = config.resolved_cluster_class()
         if make is None:
             self.logger.info("Starting an embedded Dask cluster")
-            return self._stack.enter_context(local_cluster(config.local, **config.cluster_kwargs))
+            # Read by the scheduler when it is made. Dask's default is five minutes of silence.
+            silence = {"distributed.scheduler.worker-ttl": f"{self.settings.worker_silence_s} s"}
+            with dask.config.set(silence):
+                return self._stack.enter_context(
+                    local_cluster(config.local, **config.cluster_kwargs)
+                )
         name = to_qualified_name(make)
         self.logger.info(f"Creating a new Dask cluster with `{name}`")
         try:
@@ -267,7 +274,7 @@ class Session:
                         flush_worker, this_process(), self.topic, on_error="ignore"
                     )
                     dispatcher.drain(sent, settings.shutdown_s)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)

@@ -67,7 +67,7 @@ def breakable_cluster(**kwargs: Any) -> Iterator[LocalCluster]:
     A flow must not close over the cluster: what it closes over travels to the workers.
     """
     shape = {"n_workers": 2, "threads_per_worker": 1} | kwargs
-    with LocalCluster(dashboard_address="127.0.0.1:0", silence_logs=50, **shape) as cluster:
+    with LocalCluster(dashboard_address="127.0.0.1:0", silence_logs=20, **shape) as cluster:
         _clusters.append(cluster)
         try:
             yield cluster

@@ -30,11 +30,18 @@ LARGE = 50_000
 """Length of an array (400 kB) that is too large to travel with the report that a task is done."""
 
 
-@pytest.fixture
-def cluster(server: object) -> Iterator[LocalCluster]:
-    """Two worker processes to break."""
+@pytest.fixture(scope="module")
+def breakable(server: object) -> Iterator[LocalCluster]:
+    """Two worker processes to break; their nannies start new ones."""
     with breakable_cluster() as running:
         yield running
+
+
+@pytest.fixture
+def cluster(breakable: LocalCluster) -> LocalCluster:
+    """The cluster, whole again."""
+    until(lambda: len(breakable.scheduler.workers) == 2 and len(worker_pids()) == 2, 60)
+    return breakable
 
 
 def states_by_name(api: Api, flow_run_id: str) -> dict[str, str]:

@@ -1,0 +1,46 @@
+"""Every example runs by itself, in a fresh process, with nothing started before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+
+SAYS = {
+    "01_first_run.py": ["The sum of the squares below 100 is 328350."],
+    "04_survive_a_worker.py": [
+        "Killed worker process",
+        "The answer is 506, which is right.",
+        "Steps that had finished and ran twice: 0.",
+    ],
+}
+"""Lines that an example must print; of the others only some line is asked."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DEEPFLOW_"))}
+    environment |= {
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    for line in SAYS.get(example.name, []):
+        assert line in done.stdout, done.stdout + done.stderr
