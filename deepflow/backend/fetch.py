@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from distributed.comm import connect
+from distributed.comm.core import connect
 
 from deepflow.observe import metrics
 
@@ -35,9 +35,12 @@ async def _is_reachable(client: Client, address: str) -> bool:
     return known[address]
 
 
-async def _fetch(client: Client, futures: Sequence[Future]) -> list[Any]:
+async def _fetch(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
     for future in futures:
+        # A future that belongs to a client has a state.
+        assert future._state is not None
         await future._state.wait()
+    assert client.scheduler is not None, "the client is connected while its runner is entered"
     who_has = await client.scheduler.who_has(keys=[future.key for future in futures])
     addresses = {address for holders in who_has.values() for address in holders}
     direct = bool(addresses)
@@ -47,7 +50,9 @@ async def _fetch(client: Client, futures: Sequence[Future]) -> list[Any]:
     return values
 
 
-def fetch(client: Client, futures: Sequence[Future], timeout_s: float | None = None) -> list[Any]:
+def fetch(
+    client: Client, futures: Sequence[Future[Any]], timeout_s: float | None = None
+) -> list[Any]:
     """The results of `futures`, gathered in one go; waits for those that are not done.
 
     Raises:

@@ -23,7 +23,7 @@ OURS = "deepflow"
 """The Dask annotation that marks the tasks concerned."""
 
 
-class ReportDeaths(SchedulerPlugin):  # type: ignore[misc]
+class ReportDeaths(SchedulerPlugin):
     """Makes the first death of a worker an error of the tasks that were on it."""
 
     name = "deepflow-report-deaths"

@@ -2,8 +2,9 @@
 
 A Dask task costs the scheduler and the wire the same whatever it does, so mapped runs are grouped
 until a group is expected to take `target_s`. The expectation is learned in the run: the first
-runs of a task go out alone, one for each slot, and their times decide how the rest go. A misprediction
-is not corrected here but where it shows: a worker that meets a long run gives back those behind it.
+runs of a task go out alone, one for each slot, and their times decide how the rest go. A
+misprediction is not corrected here but where it shows: a worker that meets a long run gives back
+those behind it.
 """
 
 from __future__ import annotations

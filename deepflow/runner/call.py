@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import dask
+from dask.base import get_annotations
 from prefect._internal.uuid7 import uuid7
 from prefect.client.schemas.objects import RunInput, State
 from prefect.context import AssetContext, FlowRunContext, TagsContext, TaskRunContext
@@ -72,7 +72,7 @@ class Call:
 
     def _placement(self) -> tuple[dict[str, Any], dict[str, float], int]:
         """Dask annotations, resources and priority from the user's annotations and hints."""
-        annotations = dict(dask.get_annotations())
+        annotations = dict(get_annotations())
         hints = self.hints
         resources: dict[str, float] = {}
         if hints:
@@ -189,7 +189,9 @@ class Call:
     ) -> list[DeepflowFuture[Any]]:
         """The futures of a map, in order."""
         fn = self.task.fn
-        links = {k: collect_task_run_inputs_sync(v, max_depth=0) for k, v in parameters.items()}
+        links: dict[str, set[Any]] = {
+            k: collect_task_run_inputs_sync(v, max_depth=0) for k, v in parameters.items()
+        }
         parameters = resolve_inputs_sync(parameters, max_depth=0)
         parameters = explode_variadic_parameter(fn, parameters)
         iterables: dict[str, list[Any]] = {}

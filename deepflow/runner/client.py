@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from distributed import Client, Future, get_client, get_worker
@@ -27,7 +27,7 @@ def _run_prefect_task(task: bytes, context: bytes, **kwargs: Any) -> Any:
     return run_task_sync(prefect_task, context=hydrated, **kwargs)
 
 
-class DeepflowClient(Client):  # type: ignore[misc]
+class DeepflowClient(Client):
     """`distributed.Client` whose `submit` and `map` also take Prefect tasks.
 
     With a Prefect task they return a Dask future of the task's return value, with the id of its
@@ -35,7 +35,7 @@ class DeepflowClient(Client):  # type: ignore[misc]
     `DeepflowTaskRunner`, which batches, reports and recovers.
     """
 
-    def submit(self, func: Any, *args: Any, **kwargs: Any) -> Future:
+    def submit(self, func: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `Client.submit`."""
         if not isinstance(func, Task):
             return super().submit(func, *args, **kwargs)
@@ -86,13 +86,14 @@ class DeepflowClient(Client):  # type: ignore[misc]
             pure=False,
             **dask_kwargs,
         )
-        future.task_run_id = run_id
+        future.task_run_id = run_id  # type: ignore[attr-defined]  # as prefect_dask's client does
         return future
 
-    def map(self, func: Any, *iterables: Iterable[Any], **kwargs: Any) -> list[Future]:
+    def map(self, func: Any, *iterables: Iterable[Any], **kwargs: Any) -> list[Future[Any]]:
         """As `Client.map`."""
         if not isinstance(func, Task):
-            mapped: list[Future] = super().map(func, *iterables, **kwargs)
+            # Dask makes lists of them; that they have to be collections is only its annotation.
+            mapped: list[Future[Any]] = super().map(func, *iterables, **kwargs)  # type: ignore[arg-type]
             return mapped
         kwargs.pop("batch_size", None)
         return [self.submit(func, *args, **kwargs) for args in zip(*iterables, strict=False)]
@@ -117,10 +118,11 @@ def _client_arguments(timeout: Any, client_kwargs: dict[str, Any]) -> dict[str, 
             arguments["address"] = runner_client.scheduler.address
             arguments.setdefault("security", runner_client.security)
             return arguments
-    try:
-        arguments["address"] = get_client().scheduler.address
-    except ValueError:
-        pass  # no cluster anywhere: the client starts a local one, as Dask's own would
+    # No cluster anywhere: the client starts a local one, as Dask's own would.
+    with suppress(ValueError):
+        scheduler = get_client().scheduler
+        if scheduler is not None:
+            arguments["address"] = scheduler.address
     return arguments
 
 

@@ -23,10 +23,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import dask
 from dask._expr import LLGExpr
 from dask._task_spec import Task as DaskTask
 from dask._task_spec import TaskRef
+from dask.base import annotate
 from distributed import KilledWorker
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Cancelled, Crashed
@@ -258,7 +258,7 @@ class Dispatcher:
                 graph[job.key] = DaskTask(
                     job.key, run_job, blob, *(TaskRef(key) for key in dependencies)
                 )
-            with dask.annotate(**{**template.annotations, OURS: True}):
+            with annotate(**{**template.annotations, OURS: True}):
                 futures = self.client.get(
                     # The token spares Dask from hashing every call.
                     LLGExpr(graph, _determ_token=jobs[0].key),
@@ -269,7 +269,7 @@ class Dispatcher:
                     resources=template.resources or None,
                     priority=template.priority,
                 )
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - it becomes the runs' end, see below
             # Nobody waits for this thread: an error here is an error of these runs.
             for job in jobs:
                 self._inbox.put(partial(self._lost, job, list(job.items), exc))
@@ -360,9 +360,10 @@ class Dispatcher:
         if isinstance(blob, bytes):
             self._inbox.put(lambda: self._take(unpack(blob)))
 
-    def _on_dask_done(self, job: SentJob) -> Callable[[Future], None]:
-        def callback(future: Future) -> None:
+    def _on_dask_done(self, job: SentJob) -> Callable[[Future[Any]], None]:
+        def callback(future: Future[Any]) -> None:
             status = future.status
+            assert future._state is not None  # it has a client, so it has a state
             error = future._state.exception if status in ("error", "cancelled") else None
             self._inbox.put(lambda: self._take_dask(job, status, error))
 
@@ -501,7 +502,7 @@ class Dispatcher:
         self._log_once("report", "A worker's report was lost; reading the results themselves.")
         try:
             outcomes: Outcomes = self.client.gather(job.future)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever Dask says, it is the runs' end
             self._lost(job, open_items, exc)
             return
         finished: list[Item] = []
@@ -595,7 +596,7 @@ class Dispatcher:
         self._send_when_ready(item)
 
     def _is_hopeless(self, error: BaseException | None) -> bool:
-        """Whether trying again cannot help: no scheduler to try with, or code that will not load."""
+        """Whether trying again cannot help: no scheduler to try, or code that will not load."""
         if self.client.status in ("closed", "closing"):
             return True
         return isinstance(error, (ImportError, AttributeError, TypeError, pickle.UnpicklingError))
@@ -699,7 +700,7 @@ class Dispatcher:
 
         try:
             self.client.run(cancel_runs, run_ids, wait=False, on_error="ignore")
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - runs that go on are given up after a while
             metrics.inc("deepflow_fallbacks_total", kind="cancel_not_delivered")
             self._log_once("cancel", f"The workers could not be told of a cancellation: {exc!r}")
 
@@ -712,10 +713,7 @@ class Dispatcher:
         futures = [f for f in futures if f is not None and f.status == "pending"]
         if not futures:
             return
-        try:
-            running = {key for keys in self.client.processing().values() for key in keys}
-        except Exception:
-            running = set()
+        running = self._processing()
         queued = [f for f in futures if f.key not in running]
         if queued:
             self.client.cancel(queued, force=True)
@@ -753,12 +751,18 @@ class Dispatcher:
 
     def not_begun(self) -> list[Item]:
         """Open items that no worker has begun, as far as Dask can tell."""
-        try:
-            running = {key for keys in self.client.processing().values() for key in keys}
-        except Exception:
-            running = set()
+        running = self._processing()
         with self._lock:
             return [i for i in self._active.values() if i.job is None or i.job.key not in running]
+
+    def _processing(self) -> set[Any]:
+        """Keys that are at workers; none where Dask cannot be asked."""
+        try:
+            return {key for keys in self.client.processing().values() for key in keys}
+        except Exception as exc:  # noqa: BLE001 - a client that is going raises many things
+            metrics.inc("deepflow_fallbacks_total", kind="processing_unknown")
+            self._log_once("processing", f"Dask does not say what its workers do: {exc!r}")
+            return set()
 
     def drain(self, sent: dict[str, int], timeout_s: float) -> None:
         """Wait until as many reports were taken in from each worker as it says it has sent."""
@@ -837,9 +841,9 @@ def _in_words(error: BaseException | None, failures: int) -> str:
     """`cause: sentence` for what broke a run."""
     if isinstance(error, KilledWorker):
         return (
-            f"worker_lost: {failures} worker{'s' if failures > 1 else ''} died while running it, the "
-            f"last one at {error.last_worker.address}. It may need more memory than a worker has, "
-            "or crash the interpreter; look at the workers' logs"
+            f"worker_lost: {failures} worker{'s' if failures > 1 else ''} died while running it, "
+            f"the last one at {error.last_worker.address}. It may need more memory than a worker "
+            "has, or crash the interpreter; look at the workers' logs"
         )
     if isinstance(error, ContextMissingError):
         return f"context_missing: {error}"

@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect.client.schemas import TaskRun
-from prefect.results import get_result_store
+from prefect.results import ResultStore, get_result_store
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from prefect.results import ResultStore
     from prefect.tasks import Task
 
 
@@ -28,6 +27,14 @@ class Restored(NamedTuple):
     finished_at: datetime
 
 
+def result_store_of(task: Task[Any, Any]) -> ResultStore:
+    """The current result store with what `task` says about its results."""
+    # `_sync` belongs to Prefect's dispatch decorator, whose annotation does not have it.
+    store = get_result_store().update_for_task(task, _sync=True)  # type: ignore[call-arg]
+    assert isinstance(store, ResultStore)
+    return store
+
+
 class DurableRecord:
     """Where one task run's durable result lies in the task's result storage.
 
@@ -36,9 +43,8 @@ class DurableRecord:
 
     def __init__(self, task: Task[Any, Any], flow_run_id: UUID | None, run_id: UUID) -> None:
         self.key = f"deepflow-{flow_run_id or 'no-flow-run'}-{run_id}"
-        store = get_result_store().update_for_task(task, _sync=True)
         # Prefect would keep up to 1,000 of these values in the worker's memory, unseen by Dask.
-        self._store: ResultStore = store.model_copy(update={"cache_result_in_memory": False})
+        self._store = result_store_of(task).model_copy(update={"cache_result_in_memory": False})
 
     def read(self) -> Restored | None:
         """What was written, or None where this run has not finished before."""

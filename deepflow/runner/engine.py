@@ -23,9 +23,9 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from prefect._internal.result_records import ResultRecord
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
-from prefect.results import ResultRecord
 from prefect.states import Cancelled
 from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, TaskRunTimeoutError
 from prefect.utilities.callables import call_with_parameters
@@ -110,7 +110,8 @@ def advance(task_run: TaskRun, state: State[Any]) -> State[Any]:
         task_run.run_count += 1
     if state.is_final():
         if task_run.start_time and not task_run.end_time:
-            task_run.end_time = state.timestamp
+            # Prefect annotates one moment as `datetime` in a state and as `DateTime` in a run.
+            task_run.end_time = state.timestamp  # type: ignore[assignment]
         value = state.data.result if isinstance(state.data, ResultRecord) else state.data
         link_state_to_task_run_result(state, value)
     return last
@@ -181,7 +182,7 @@ class SyncEngine(SyncTaskRunEngine[Any, Any]):
                 yield self
             except TimeoutError as exc:
                 self.handle_timeout(exc)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - a user's task may raise anything
                 self.handle_exception(exc)
 
     def call_task_fn(self, transaction: Any) -> Any:
@@ -231,7 +232,7 @@ def _call_with_deadline(call: Callable[[], Any], timeout_s: float, seat: Seat) -
     def body() -> None:
         try:
             outcome.append((True, context.run(call)))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
             outcome.append((False, exc))
         finally:
             slot.finished()
@@ -300,8 +301,9 @@ class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
 
     async def begin_run(self) -> None:
         if self._resuming:
-            self._resolve_parameters()
-            self._set_custom_task_run_name()
+            # Prefect's two are not annotated.
+            self._resolve_parameters()  # type: ignore[no-untyped-call]
+            self._set_custom_task_run_name()  # type: ignore[no-untyped-call]
             await self.wait_until_ready()
         else:
             await super().begin_run()
@@ -341,4 +343,5 @@ class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         loop, current = asyncio.get_running_loop(), asyncio.current_task()
         assert current is not None
         with self.seat.interruptible(lambda: _stop_task(loop, current)):
-            return await call_with_parameters(self.task.fn, parameters)
+            awaitable: Any = call_with_parameters(self.task.fn, parameters)
+            return await awaitable

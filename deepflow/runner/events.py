@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
+from prefect._internal.result_records import ResultRecord
 from prefect._internal.uuid7 import uuid7
 from prefect.client.schemas import TaskRun
-from prefect.results import ResultRecord
 
 from deepflow.runner.wire import EventRecord
 

@@ -17,17 +17,18 @@ from dask.sizeof import sizeof
 from distributed import get_worker
 from distributed.protocol.pickle import dumps as pickle_result
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
+from prefect._internal.result_records import ResultRecord
 from prefect._internal.states import exception_to_failed_state_sync
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.context import AsyncClientContext
-from prefect.results import ResultRecord, get_result_store, should_persist_result
+from prefect.results import should_persist_result
 from prefect.states import Cancelled, Completed
 
 from deepflow.observe import metrics
 from deepflow.runner.agent import Agent, RunningJob, agent_of
-from deepflow.runner.durable import DurableRecord, Restored
+from deepflow.runner.durable import DurableRecord, Restored, result_store_of
 from deepflow.runner.engine import AsyncEngine, Seat, SyncEngine, advance
 from deepflow.runner.runs import new_task_run
 from deepflow.runner.slots import Slot, current_slot
@@ -133,7 +134,7 @@ def _report(entry: Entry, job: Job) -> OutcomeReport:
         if value is None or sizeof(value) <= limit:
             try:
                 blob = pickle_result(state)
-            except Exception:
+            except Exception:  # noqa: BLE001 - pickling runs the user's code
                 # It cannot leave this process; whoever asks for the value is told why.
                 metrics.inc("deepflow_fallbacks_total", kind="unpicklable_result")
             if blob is not None and len(blob) > limit + 8192:
@@ -184,7 +185,7 @@ class _Run:
                 durable = self._durable(scope.flow_run_id)
                 if durable is not None and (restored := durable.read()) is not None:
                     return Entry(spec.run_id, "done", self._restore(restored, task_run))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
                 state = exception_to_failed_state_sync(exc, message="The run could not be started:")
                 self._settle(task_run, state)
                 return Entry(spec.run_id, "done", state)
@@ -206,7 +207,7 @@ class _Run:
                     _loops.run(_drive_async(engine))
                 else:
                     _drive(engine)
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001 - a worker goes on, see below
                 # The engine has given the run a state for all that the user's code can raise,
                 # and raises on only so that a process may end; a worker must not.
                 assert task_run.state is not None
@@ -257,16 +258,14 @@ class _Run:
 
     def _restore(self, restored: Restored, task_run: TaskRun) -> State[Any]:
         metrics.inc("deepflow_durable_reads_total")
-        store = get_result_store().update_for_task(self.task, _sync=True)
-        state: State[Any] = Completed(
-            data=store.create_result_record(restored.value), message=READ_BACK_MESSAGE
-        )
+        data = result_store_of(self.task).create_result_record(restored.value)
+        state: State[Any] = Completed(data=data, message=READ_BACK_MESSAGE)
         before = task_run.state
         for name in ("start_time", "run_count", "total_run_time", "name"):
             setattr(task_run, name, getattr(restored.task_run, name))
         advance(task_run, state)
         # As of when it finished: where the server has that on record already, this changes nothing.
-        state.timestamp = restored.finished_at  # type: ignore[assignment]
+        state.timestamp = restored.finished_at
         task_run.end_time = restored.finished_at  # type: ignore[assignment]
         if task_run.start_time is not None:
             task_run.total_run_time = restored.finished_at - task_run.start_time

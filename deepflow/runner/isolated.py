@@ -120,10 +120,10 @@ def _child(write_fd: int) -> None:
 
                 value = asyncio.run(_awaited(value))
         answer = cloudpickle.dumps((True, value), protocol=5)
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 - a user's task may raise anything
         try:
             answer = cloudpickle.dumps((False, exc))
-        except Exception:
+        except Exception:  # noqa: BLE001 - pickling runs the exception's own code
             answer = cloudpickle.dumps(
                 (False, IsolatedProcessError(f"{type(exc).__name__}: {exc}"))
             )

@@ -69,10 +69,10 @@ class SharedArgument:
         self._value = value
         self._digest = (compute_digest, digest)
         self.n_bytes = n_bytes
-        self._future: Future | None = None
+        self._future: Future[Any] | None = None
         self._lock = threading.Lock()
 
-    def future(self, client: Client) -> Future:
+    def future(self, client: Client) -> Future[Any]:
         """The Dask future of the value; sends the value where the cluster does not have it.
 
         Raises:
@@ -81,7 +81,8 @@ class SharedArgument:
         with self._lock:
             if self._future is None:
                 value = self._value
-                if client.scheduler.address.startswith("inproc"):
+                assert client.scheduler is not None, "arguments are sent while connected"
+                if str(client.scheduler.address).startswith("inproc"):
                     # Within one process nothing is copied on the way; the caller may go on
                     # writing to its array, and what was passed must not change.
                     value = copy.deepcopy(value)
@@ -141,7 +142,7 @@ class SentJob:
     def __init__(self, key: str, items: list[Item]) -> None:
         self.key = key
         self.items = items
-        self.future: Future | None = None
+        self.future: Future[Any] | None = None
         self.returned: list[Item] = []
         self.is_announced = False
         self.last_begun: Item | None = None

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -163,10 +164,8 @@ class Recorder:
                     elif self._is_stopping:
                         break
                     else:
-                        try:
+                        with suppress(TimeoutError):
                             await asyncio.wait_for(self._wake.wait(), timeout=1.0)
-                        except TimeoutError:
-                            pass
                         self._wake.clear()
                     if self._expired():
                         break
@@ -186,7 +185,7 @@ class Recorder:
             remaining_s = max(0.1, self._deadline_s - time.monotonic())
         try:
             await asyncio.wait_for(step, remaining_s)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - any trouble: kept, counted, tried again
             if self.error is None:
                 self._logger.info(
                     "The Prefect server cannot be reached for events (%r); they are kept and sent "
@@ -368,5 +367,5 @@ class _Link:
         if self._client is not None:
             try:
                 await asyncio.wait_for(self._client.__aexit__(None, None, None), 5.0)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - kept as the recorder's error
                 self._recorder.error = exc

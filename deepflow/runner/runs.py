@@ -3,7 +3,7 @@ that no worker will ever speak for (cancelled in the queue, lost with its worker
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from prefect.client.schemas import TaskRun
@@ -12,6 +12,7 @@ from prefect.states import Pending
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
+    from prefect.types import DateTime
 
 
 def new_task_run(
@@ -28,6 +29,8 @@ def new_task_run(
     state: State[Any] = Pending(
         state_details=StateDetails(task_run_id=run_id, flow_run_id=flow_run_id)
     )
+    # Prefect annotates the same moment as `datetime` in a state and as `DateTime` in a run.
+    now = cast("DateTime", state.timestamp)
     return TaskRun(
         id=run_id,
         name=name,
@@ -37,16 +40,16 @@ def new_task_run(
         task_version=task.version,
         empirical_policy=TaskRunPolicy(
             retries=task.retries,
-            retry_delay=task.retry_delay_seconds,  # type: ignore[arg-type]
+            retry_delay=task.retry_delay_seconds,
             retry_jitter_factor=task.retry_jitter_factor,
         ),
         tags=list(set(task.tags).union(tags)),
         task_inputs=inputs,
-        expected_start_time=state.timestamp,
+        expected_start_time=now,
         state_id=state.id,
         state_type=state.type,
         state_name=state.name,
         state=state,
-        created=state.timestamp,
-        updated=state.timestamp,
+        created=now,
+        updated=now,
     )

@@ -38,7 +38,9 @@ class _Live:
         self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
+# `Any`: Prefect's class is invariant in its future, and `@flow(task_runner=...)` takes no more
+# exact a type than a runner of any future; `submit` and `map` below say the exact one.
+class DeepflowTaskRunner(TaskRunner[Any]):
     """A Prefect task runner backed by Dask; takes the place of `prefect_dask.DaskTaskRunner`.
 
     Args:
@@ -90,7 +92,7 @@ class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
         )
 
     def _begin(self, config: RunnerConfig, live: _Live, events_topic: str | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Prefect's is not annotated
         self.config = config
         self._live = live
         self._events_topic = events_topic
@@ -165,7 +167,8 @@ class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
 
     @property
     def _cluster(self) -> Cluster | None:
-        return self._session.cluster if self._session is not None else self.config.cluster
+        cluster: Cluster | None = self.config.cluster
+        return self._session.cluster if self._session is not None else cluster
 
     @property
     def _client(self) -> Any:
@@ -221,7 +224,7 @@ class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
 
     # -- submitting ----------------------------------------------------------------------------
 
-    def submit(  # type: ignore[override]
+    def submit(
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],
@@ -240,7 +243,7 @@ class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
         call.session.dispatcher.submit_item(future._item)
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],
@@ -259,7 +262,8 @@ class DeepflowTaskRunner(TaskRunner[DeepflowFuture[Any]]):
         call = Call(self._connected(), task, is_map=True)
         futures = call.mapped(parameters, wait_for)
         call.session.dispatcher.submit_map([future._item for future in futures])
-        return DeepflowFutureList(futures)
+        # Prefect's list says it is an iterator, and is none.
+        return DeepflowFutureList(futures)  # type: ignore[abstract]
 
     def _check_may_submit(self, task: Task[Any, Any]) -> None:
         if not self._started:

@@ -22,7 +22,7 @@ FLUSH_TIMEOUT_S = 5.0
 _ENGINE = "deepflow.runner.execute"
 
 
-class DeepflowWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
+class DeepflowWorkerPlugin(WorkerPlugin):
     """Registers sizes at start; sends the last events and logs before the worker is gone."""
 
     name = "deepflow"
