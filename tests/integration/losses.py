@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import LocalCluster
 
@@ -67,7 +70,7 @@ def breakable_cluster(**kwargs: Any) -> Iterator[LocalCluster]:
     A flow must not close over the cluster: what it closes over travels to the workers.
     """
     shape = {"n_workers": 2, "threads_per_worker": 1} | kwargs
-    with LocalCluster(dashboard_address="127.0.0.1:0", silence_logs=20, **shape) as cluster:
+    with LocalCluster(dashboard_address="127.0.0.1:0", silence_logs=50, **shape) as cluster:
         _clusters.append(cluster)
         try:
             yield cluster
@@ -92,6 +95,17 @@ def until_settled() -> None:
     until(lambda: not any(worker.processing for worker in list(scheduler.workers.values())))
 
 
+def forget_variables() -> None:
+    """Make the scheduler of the newest breakable cluster forget what drivers have put on it."""
+    cluster = _clusters[-1]
+    variables = cluster.scheduler.extensions["variables"].variables
+
+    async def clear() -> None:
+        variables.clear()
+
+    cluster.sync(clear)
+
+
 @contextmanager
 def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
     """Run `action` in a thread beside the block; its failure is the block's."""
@@ -111,3 +125,49 @@ def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
         thread.join(60)
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def external_cluster(folder: Path, n_workers: int = 2) -> Iterator[ExternalCluster]:
+    """A scheduler and workers in processes of their own, as a site would start them."""
+    log = (folder / "dask.log").open("ab")
+    dask = [sys.executable, "-m", "dask"]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment["PYTHONPATH"] = root
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*dask, *command], stdout=log, stderr=log, env=environment, cwd=folder
+        )
+
+    address_file = folder / "scheduler.json"
+    scheduler = start(
+        *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"),
+        *("--scheduler-file", str(address_file)),
+    )
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        until(lambda: address_file.exists() and address_file.stat().st_size > 0, 60)
+        workers += [
+            start(
+                *("worker", "--scheduler-file", str(address_file), "--nthreads", "1"),
+                *("--no-dashboard", "--no-nanny", "--host", "127.0.0.1"),
+            )
+            for _ in range(n_workers)
+        ]
+        address = json.loads(address_file.read_text())["address"]
+        yield ExternalCluster(address, scheduler, workers)
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.wait()
+        log.close()
+
+
+class ExternalCluster(NamedTuple):
+    """Where an external cluster is, and its processes."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]]

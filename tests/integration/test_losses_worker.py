@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from deepflow.observe import metrics
 from tests.integration.conftest import Api
 from tests.integration.losses import (
     breakable_cluster,
+    forget_variables,
     kill,
     mark,
     marked_by,
@@ -200,3 +203,93 @@ def test_lost_large_results_are_computed_again_and_the_ui_says_so(
         lambda: api.logs(flow_run_id),
         lambda logs: any("run again because the worker" in line for line in logs),
     )
+
+
+def test_a_silent_worker_counts_as_lost(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP: the process is there, its connection open, but nothing comes from it."""
+    monkeypatch.setenv("DEEPFLOW_WORKER_SILENCE_S", "5")
+    tries = str(tmp_path / "tries")
+
+    @task
+    def stalls_at_first() -> str:
+        mark(tries, "try")
+        if sum(marks(tries).values()) == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return "done"
+
+    runner = DeepflowTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 1})
+
+    @flow(task_runner=runner)
+    def run() -> tuple[str, str]:
+        from prefect.runtime import flow_run
+
+        return flow_run.id, stalls_at_first.submit().result(timeout=90)
+
+    flow_run_id, answer = run()
+    assert answer == "done"
+    assert marks(tries) == {"try": 2}
+    (record,) = api.task_runs(flow_run_id)
+    assert record["state_type"] == "COMPLETED"
+
+
+def test_a_shared_argument_that_was_lost_is_sent_again(
+    cluster: LocalCluster, api: Api, tmp_path: Path
+) -> None:
+    done = str(tmp_path / "done")
+    shared = np.arange(100_000)
+
+    @task
+    def pick(number: int, table: np.ndarray) -> int:
+        import time
+
+        time.sleep(0.1)
+        mark(done, number)
+        return int(table[number])
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    def run() -> tuple[str, list[int], list[int]]:
+        from prefect import unmapped
+        from prefect.runtime import flow_run
+
+        with hints(batch=False):
+            first = pick.map(range(20), table=unmapped(shared))
+        until(lambda: len(marks(done)) >= 4, 60)
+        for pid in worker_pids():
+            kill(pid)  # no copy is left
+        answers = first.result()
+        return flow_run.id, answers, pick.map(range(20, 26), table=unmapped(shared)).result()
+
+    sent_before = metrics.value("deepflow_shared_argument_bytes_total")
+    flow_run_id, first, second = run()
+    assert first == list(range(20))
+    assert second == list(range(20, 26))
+    sent = metrics.value("deepflow_shared_argument_bytes_total") - sent_before
+    assert sent >= 2 * shared.nbytes
+    runs = api.task_runs(flow_run_id)
+    assert len(runs) == 26
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+
+
+def test_a_context_that_the_scheduler_lost_is_sent_again(
+    cluster: LocalCluster, api: Api
+) -> None:
+    @task
+    def add(number: int) -> int:
+        return number + 1
+
+    runner = DeepflowTaskRunner(cluster=cluster)
+
+    @flow(task_runner=runner)
+    def run() -> tuple[int, int]:
+        before = add.submit(1).result()
+        forget_variables()
+        for pid in worker_pids():
+            kill(pid)  # new workers have to fetch what the old ones knew
+        return before, add.submit(before).result()
+
+    retries_before = metrics.value("deepflow_infra_retries_total", cause="context_missing")
+    assert run() == (2, 3)
+    retries = metrics.value("deepflow_infra_retries_total", cause="context_missing")
+    assert retries > retries_before
