@@ -676,7 +676,7 @@ class Dispatcher:
                 if item.is_done:
                     continue
                 item.is_cancelling = True
-                if item.job is None or item.job in self._outgoing:
+                if item.job is None or item.job.future is None:
                     self._settle_here(
                         item, Cancelled(message="Cancelled before it began."), finished
                     )
