@@ -1,0 +1,97 @@
+"""prefect-dask's own public tests are the judge of whether deepflow can take its place.
+
+They are fetched from the package index when this runs, never copied into the project, and run in
+a process of their own with `prefect_dask` standing for deepflow (see `_prefect_dask_alias`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+VERSION = "0.3.7"
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = """\
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = session
+asyncio_default_test_loop_scope = session
+timeout = 120
+"""
+MUCH_ALIKE = ("default_dask_task_runner", "dask_task_runner_with_process_pool")
+"""Parameters of the tests: both are embedded clusters of processes, started anew for each test."""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with prefect-dask's tests; skips where its source cannot be had."""
+    pytest.importorskip("bokeh", reason="one of the tests makes Dask's performance report")
+    folder = tmp_path_factory.mktemp("prefect-dask")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+    command += ["--no-build-isolation", "--no-binary", "prefect-dask", f"prefect-dask=={VERSION}"]
+    done = subprocess.run(
+        [*command, "-d", str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    archives = list(folder.glob("prefect_dask-*.tar.gz"))
+    if not archives:
+        reason = (done.stderr.strip() or "pip left no archive").splitlines()[-1]
+        pytest.skip(f"the source of prefect-dask {VERSION} could not be fetched: {reason}")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(folder, filter="data")
+    (tests,) = folder.glob("prefect_dask-*/tests")
+    (tests / "pytest.ini").write_text(SETTINGS)
+    return tests
+
+
+def run_suite(suite: Path, home: Path, files: list[str], *arguments: str) -> tuple[int, str]:
+    """Run files of the suite against deepflow; returns how many passed, and the output."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "_prefect_dask_alias"),
+            *("-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-q", "-rfE"),
+            *("-p", "no:cacheprovider", *arguments, *files),
+        ],
+        cwd=suite,
+        env=environment
+        | {
+            # Our folder is named `tests` too: only the plugin's own folder and the package are on the path.
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-6000:]
+    passed = re.search(r"(\d+) passed", output)
+    assert passed is not None, output[-6000:]
+    return int(passed.group(1)), output
+
+
+@pytest.mark.timeout(600)
+def test_prefect_dasks_tests_pass_with_an_address_and_with_threads(
+    suite: Path, tmp_path: Path
+) -> None:
+    left_out = " and ".join(f"not {name}" for name in MUCH_ALIKE)
+    passed, output = run_suite(
+        suite, tmp_path, ["test_task_runners.py", "test_client.py"], "-k", left_out
+    )
+    assert passed >= 40, output[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_prefect_dasks_tests_pass_with_every_kind_of_runner(suite: Path, tmp_path: Path) -> None:
+    passed, output = run_suite(suite, tmp_path, ["test_task_runners.py", "test_client.py"])
+    assert passed >= 70, output[-3000:]
