@@ -30,7 +30,7 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
-	$(BIN)/python tests/benchmarks/dispatch.py
+	$(BIN)/python -m tests.benchmarks.dispatch
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
