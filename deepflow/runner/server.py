@@ -9,6 +9,7 @@ database, takes nothing from the user's profile, and ends when the parent ends, 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -57,6 +58,7 @@ Used by `EmbeddedServer`, and by the profile for a separate server under `deploy
 
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 10.0
+LAST_WORDS_S = 5.0
 _MAX_PORTS_TRIED = 3
 _LOG_TAIL_LINES = 30
 _HOST = "127.0.0.1"
@@ -153,6 +155,8 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Stop the server and everything it started. Does nothing when it is not running."""
         with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                _say_last_words()
             self._end_process()
             if self._home is not None and self._given_home is None:
                 shutil.rmtree(self._home, ignore_errors=True)
@@ -278,6 +282,23 @@ class EmbeddedServer:
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
+
+
+def _say_last_words() -> None:
+    """Send this process's queued log lines and events while somebody listens.
+
+    Without it a driver tries for more than a minute at exit to reach a server that is gone.
+    """
+    for module_name, service in (
+        ("prefect.logging.handlers", "APILogWorker"),
+        ("prefect.events.worker", "EventsWorker"),
+    ):
+        module = sys.modules.get(module_name)
+        if module is None:
+            continue  # nothing was ever queued
+        waiting = getattr(module, service).drain_all(timeout=LAST_WORDS_S, at_exit=False)
+        if inspect.iscoroutine(waiting):
+            waiting.close()  # called from an event loop, which must not be blocked
 
 
 def _free_port() -> int:
