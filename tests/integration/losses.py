@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from distributed import LocalCluster
 
+from deepflow.backend.clusters.local import local_cluster
+
 
 def mark(path: str, name: object) -> None:
     """Append a line in one write, which the system keeps whole between processes."""
@@ -70,7 +72,7 @@ def breakable_cluster(**kwargs: Any) -> Iterator[LocalCluster]:
     A flow must not close over the cluster: what it closes over travels to the workers.
     """
     shape = {"n_workers": 2, "threads_per_worker": 1} | kwargs
-    with LocalCluster(dashboard_address="127.0.0.1:0", silence_logs=50, **shape) as cluster:
+    with local_cluster(silence_logs=50, **shape) as cluster:
         _clusters.append(cluster)
         try:
             yield cluster
@@ -114,7 +116,7 @@ def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
     def body() -> None:
         try:
             action()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised again by the block
             failures.append(exc)
 
     thread = threading.Thread(target=body)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+import dask
 from dask.system import CPU_COUNT
 from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
@@ -28,6 +29,9 @@ __all__ = ["MAX_PROCESSES", "UnlikeWorkersCluster", "local_cluster"]
 MAX_PROCESSES: Final = 8
 """The most worker processes of the cluster made for this machine."""
 
+RESTART_PATIENCE: Final = "120 s"
+"""How long a worker that died may take to be back before the cluster goes on without it."""
+
 _SAID_BY_CLASSES: Final = {
     "n_workers": "count",
     "threads_per_worker": "threads",
@@ -39,7 +43,23 @@ _SAID_BY_CLASSES: Final = {
 _GIB: Final = 1024**3
 
 
-class UnlikeWorkersCluster(SpecCluster):
+class _Patient(SpecCluster):
+    """A cluster that waits for a worker that died to be started again by its nanny.
+
+    Dask gives the nanny 15 s and then drops it, so on a busy machine, where starting takes longer,
+    every death would make the cluster smaller for good, down to none.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": RESTART_PATIENCE}):
+            super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+
+
+class AlikeWorkersCluster(_Patient, LocalCluster):
+    """`distributed.LocalCluster`, patient with workers that are being started again."""
+
+
+class UnlikeWorkersCluster(_Patient):
     """A local scheduler with workers of several classes, named ``<class>-<i>``."""
 
     def __init__(self, classes: Sequence[WorkerClass], **spec_cluster_kwargs: Any) -> None:
@@ -80,7 +100,9 @@ def local_cluster(
     """
     cluster_kwargs.setdefault("dashboard_address", "127.0.0.1:0")
     if classes is None:
-        return LocalCluster(**_machine_shape(cluster_kwargs), **cluster_kwargs)
+        return AlikeWorkersCluster(  # type: ignore[no-untyped-call]
+            **_machine_shape(cluster_kwargs), **cluster_kwargs
+        )
     checked = _checked(classes)
     for said, instead in _SAID_BY_CLASSES.items():
         if said in cluster_kwargs:
