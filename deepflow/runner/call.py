@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from dask.base import get_annotations
 from prefect._internal.uuid7 import uuid7
@@ -33,6 +34,7 @@ from deepflow.runner.future import DeepflowFuture
 from deepflow.runner.items import Item, SharedArgument, Template
 from deepflow.runner.session import Session
 from deepflow.runner.shared import large_size
+from deepflow.runner.slots import slot_left
 from deepflow.runner.wire import dumps, dumps_plain, is_plain
 
 if TYPE_CHECKING:
@@ -97,10 +99,12 @@ class Call:
         """
         workers: list[str] = []
         for near in self.hints.near:
-            if near.kind != "future" or not isinstance(near.value, DeepflowFuture):
+            item = self.session.dispatcher.find(UUID(near.value)) if near.kind == "future" else None
+            if item is None:
                 continue
-            near.value.wait()
-            worker = near.value._item.worker
+            with slot_left():
+                item.wait(None)
+            worker = item.worker
             if worker is not None and worker not in workers:
                 workers.append(worker)
         if workers:

@@ -17,6 +17,7 @@ import pickle
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -93,6 +94,7 @@ class Dispatcher:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._active: dict[UUID, Item] = {}
+        self._known: weakref.WeakValueDictionary[UUID, Item] = weakref.WeakValueDictionary()
         self._settled_count = 0
         self._run_times: dict[str, RunTime] = {}
         self._logged: set[str] = set()
@@ -142,6 +144,11 @@ class Dispatcher:
         if self._is_closing:
             raise RuntimeError("The task runner must be started before submitting work.")
         self._active[item.run_id] = item
+        self._known[item.run_id] = item
+
+    def find(self, run_id: UUID) -> Item | None:
+        """The item of a run submitted here, while somebody holds its future."""
+        return self._known.get(run_id)
 
     # -- readiness ---------------------------------------------------------------------------
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from deepflow.runner.engine import Seat
 
+_BEGUN = b"!"
+"""What the child writes first: it is ready to call the user's function."""
+
 
 def call_isolated(
     task: Task[Any, Any], parameters: dict[str, Any], timeout_s: float | None, seat: Seat
@@ -34,7 +37,8 @@ def call_isolated(
     """Call `task.fn(**parameters)` in a process of its own and return its value.
 
     Raises:
-        TaskRunTimeoutError: no result after `timeout_s` seconds; the process was killed.
+        TaskRunTimeoutError: no result `timeout_s` seconds after the function was called; the
+            process was killed.
         IsolatedProcessError: the process died without an answer (its exit status is named).
         Exception: whatever the function raised.
     """
@@ -63,9 +67,11 @@ def call_isolated(
         answer: bytes | None = None
         try:
             with seat.interruptible(process.kill):
-                if timer is not None:
+                _send(process, call)
+                # The time that its interpreter takes to start is not the task's.
+                if answers.read(len(_BEGUN)) == _BEGUN and timer is not None:
                     timer.start()
-                answer = _exchange(process, call, answers)
+                answer = _answer(answers)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -89,14 +95,18 @@ def call_isolated(
     raise value
 
 
-def _exchange(process: subprocess.Popen[bytes], call: bytes, answers: Any) -> bytes | None:
-    """Send the call, read the answer; None where the process ended without one."""
+def _send(process: subprocess.Popen[bytes], call: bytes) -> None:
+    """Send the call."""
     assert process.stdin is not None
     try:
         process.stdin.write(call)
         process.stdin.close()
     except BrokenPipeError:
         pass  # it died before it had read the call: its exit status says so
+
+
+def _answer(answers: Any) -> bytes | None:
+    """Read the answer; None where the process ended without one."""
     header = answers.read(8)
     if len(header) < 8:
         return None
@@ -112,6 +122,7 @@ def _child(write_fd: int) -> None:
     from prefect.logging.handlers import APILogWorker
     from prefect.utilities.callables import call_with_parameters
 
+    os.write(write_fd, _BEGUN)
     try:
         with hydrated_context(context):
             value = call_with_parameters(fn, parameters)
