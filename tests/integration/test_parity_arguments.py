@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,7 @@ def test_futures_inside_lists_dicts_and_dataclasses_become_values(
     }
 
 
-def test_a_chain_has_one_edge_from_each_task_to_the_next(
-    cluster: LocalCluster, api: Api
-) -> None:
+def test_a_chain_has_one_edge_from_each_task_to_the_next(cluster: LocalCluster, api: Api) -> None:
     def body() -> int:
         future = give.submit(0)
         for _ in range(4):
@@ -112,7 +111,7 @@ def test_a_chain_has_one_edge_from_each_task_to_the_next(
     records = by_name(api, run.id)
     chain = ["give-0", "add-0", "add-1", "add-2", "add-3"]
     assert set(records) == set(chain)
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         assert upstream_of(records[after], "left") == {records[before]["id"]}
         assert upstream_of(records[after], "right") == set()
 
@@ -137,9 +136,10 @@ def test_unmapped_passes_a_list_whole(cluster: LocalCluster) -> None:
     def count(item: int, everything: list[int]) -> int:
         return item * len(everything)
 
-    assert run_on(
-        cluster, lambda: count.map([1, 2], unmapped([7, 7, 7])).result()
-    ).result() == [3, 6]
+    assert run_on(cluster, lambda: count.map([1, 2], unmapped([7, 7, 7])).result()).result() == [
+        3,
+        6,
+    ]
 
 
 def test_quote_passes_its_value_untouched(cluster: LocalCluster, api: Api) -> None:

@@ -30,9 +30,7 @@ def batches() -> float:
     return metrics.value("deepflow_batches_total")
 
 
-def test_each_mapped_item_has_its_own_run_state_and_future(
-    cluster: LocalCluster, api: Api
-) -> None:
+def test_each_mapped_item_has_its_own_run_state_and_future(cluster: LocalCluster, api: Api) -> None:
     before = batches()
 
     def body() -> Any:
@@ -185,6 +183,7 @@ def test_the_states_between_are_sent_one_by_one_or_not_as_set(
     monkeypatch.setenv("DEEPFLOW_EVENTS", events)
     monkeypatch.setenv("DEEPFLOW_COALESCE_AFTER", "10")
     before = metrics.value("deepflow_events_coalesced_total")
+
     def body() -> Any:
         warm(square)
         return square.map(range(150)).result()

@@ -1,4 +1,4 @@
-"""What a task sees of its run, and what the UI sees of a task: logs, settings, runtime, suspension."""
+"""What a task sees of its run and the UI of a task: logs, settings, runtime, suspension."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def test_logs_and_prints_of_every_task_are_in_the_ui(cluster: LocalCluster, api:
     assert seen == set(range(11))
 
 
-def test_the_last_lines_before_an_embedded_cluster_closes_are_kept(
-    server: Any, api: Api
-) -> None:
+def test_the_last_lines_before_an_embedded_cluster_closes_are_kept(server: Any, api: Api) -> None:
     @task(log_prints=True)
     def last_words(number: int) -> None:
         print(f"last words of {number}")  # noqa: T201
@@ -214,9 +212,7 @@ def test_a_flow_suspended_while_tasks_are_out_stops_at_its_next_step(
 
         note(path, flow_run.id)
         assert step.submit(0).result() == 0
-        assert mark_flow_run_suspension_requested(
-            UUID(flow_run.id), Suspended(timeout_seconds=60)
-        )
+        assert mark_flow_run_suspension_requested(UUID(flow_run.id), Suspended(timeout_seconds=60))
         step.submit(1).result()
         note(path, "went on")
 

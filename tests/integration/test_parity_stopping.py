@@ -327,7 +327,7 @@ def test_what_depends_on_a_cancelled_run_gets_a_state(cluster: LocalCluster, api
     assert states == {"endless-0": "Cancelled", "after-0": "NotReady"}
 
 
-CANCELLED_DRIVER = '''
+CANCELLED_DRIVER = """
 import sys, time
 from prefect import flow, task
 from deepflow import DeepflowTaskRunner
@@ -354,7 +354,7 @@ def run():
 
 if __name__ == "__main__":
     run()
-'''
+"""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -372,7 +372,11 @@ def test_a_driver_told_to_stop_leaves_no_run_running(
         stderr=subprocess.STDOUT,
     ) as driver:
         try:
-            await_note(path, "begins-0", 60)
+            end_s = time.monotonic() + 60
+            while not any(name.startswith("begins") for name in names(path)):
+                assert driver.poll() is None, driver.communicate()[0].decode()
+                assert time.monotonic() < end_s, "no task began within 60 s"
+                time.sleep(0.05)
             driver.send_signal(signum)
             output, _ = driver.communicate(timeout=60)
         finally:

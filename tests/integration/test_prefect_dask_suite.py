@@ -61,7 +61,7 @@ def run_suite(suite: Path, home: Path, files: list[str], *arguments: str) -> tup
         cwd=suite,
         env=environment
         | {
-            # Our folder is named `tests` too: only the plugin's own folder and the package are on the path.
+            # Our folder is named `tests` too, so the plugin's own folder is on the path.
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
