@@ -94,9 +94,7 @@ def draw(curve: dict[str, list[float]], slopes: dict[str, float], path: Path) ->
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, values in curve.items():
-        axes.plot(
-            range(1, len(values) + 1), values, label=f"{name}: {slopes[name]:+.2f} MB a run"
-        )
+        axes.plot(range(1, len(values) + 1), values, label=f"{name}: {slopes[name]:+.2f} MB a run")
     axes.set_xlabel("flow runs on one scheduler")
     axes.set_ylabel("resident memory (MB)")
     axes.set_ylim(bottom=0)
@@ -128,7 +126,9 @@ def main() -> int:
             curve = run_all(arguments.runs, arguments.tasks)
     warm_up = max(2, arguments.runs // 5)
     slopes = {name: growth(values, warm_up) for name, values in curve.items()}
-    print(f"{arguments.runs} flow runs of {arguments.tasks} tasks; after {warm_up} runs of warm-up:")
+    print(
+        f"{arguments.runs} flow runs of {arguments.tasks} tasks; after {warm_up} runs of warm-up:"
+    )
     for name, values in curve.items():
         print(
             f"  {name:<10} {values[warm_up]:7.1f} MB -> {values[-1]:7.1f} MB, "

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from distributed import LocalCluster
 
 from deepflow.backend.clusters.local import local_cluster
+from deepflow.runner.server import EmbeddedServer
 
 
 def mark(path: str, name: object) -> None:
@@ -173,3 +174,11 @@ class ExternalCluster(NamedTuple):
     address: str
     scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]]
+
+
+def stop_server() -> None:
+    """Stop the newest breakable server; a flow must not close over it either."""
+    breakable_servers[-1].stop()
+
+
+breakable_servers: list[EmbeddedServer] = []

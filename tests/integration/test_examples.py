@@ -25,7 +25,9 @@ SAYS = {
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DEEPFLOW_"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DEEPFLOW_"))
+    }
     environment |= {
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -21,7 +21,15 @@ from deepflow import DeepflowTaskRunner, EmbeddedServer, hints
 from deepflow.observe import metrics
 from deepflow.runner import recorder
 from tests.integration.conftest import Api
-from tests.integration.losses import breakable_cluster, mark, marks, meanwhile, until
+from tests.integration.losses import (
+    breakable_cluster,
+    breakable_servers,
+    mark,
+    marks,
+    meanwhile,
+    stop_server,
+    until,
+)
 
 GAP_S = 6.0
 
@@ -39,7 +47,9 @@ def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
         }
         with temporary_settings(settings), pytest.MonkeyPatch.context() as patch:
             patch.setenv("PREFECT_API_URL", url)
+            breakable_servers.append(first)
             yield first
+            breakable_servers.remove(first)
 
 
 def test_the_server_may_be_away_for_a_while(
@@ -116,7 +126,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
         def run() -> None:
             first = step.submit(0)
             first.wait()
-            own_server.stop()
+            stop_server()
             answers.extend(step.map(range(1, 30)).result())
             ended_s.append(time.monotonic())
 

@@ -272,9 +272,7 @@ def test_a_shared_argument_that_was_lost_is_sent_again(
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
 
 
-def test_a_context_that_the_scheduler_lost_is_sent_again(
-    cluster: LocalCluster, api: Api
-) -> None:
+def test_a_context_that_the_scheduler_lost_is_sent_again(cluster: LocalCluster, api: Api) -> None:
     @task
     def add(number: int) -> int:
         return number + 1
