@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,9 @@ def test_a_persisted_result_lies_under_its_storage_key_and_in_the_state(
     assert run.result() == {"name": "first"}
     (file,) = [p for p in tmp_path.iterdir() if p.suffix == ".json"]
     assert file.name == f"{run.id}-first.json"
-    assert '"first"' in file.read_text()
+    assert json.loads(json.loads(file.read_text())["result"]) == {"name": "first"}
     (record,) = api.task_runs(run.id)
-    assert record["state"]["data"]["storage_key"] == str(file)
+    assert record["state"]["data"]["storage_key"] == file.name
 
 
 # -- transactions ------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("bokeh", reason="one of the tests makes Dask's performance report")
     folder = tmp_path_factory.mktemp("prefect-dask")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
-    command += ["--no-build-isolation", "--no-binary", "prefect-dask", f"prefect-dask=={VERSION}"]
+    command += ["--no-binary", "prefect-dask", f"prefect-dask=={VERSION}"]
     done = subprocess.run(
         [*command, "-d", str(folder)], capture_output=True, text=True, timeout=120, check=False
     )
