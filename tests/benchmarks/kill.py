@@ -155,9 +155,7 @@ def main() -> int:
             else:
                 runs.append({"kind": kind, "right": False, "error": child.stderr[-2000:]})
 
-    table = Table(
-        title=f"{arguments.tasks} tasks of {arguments.task_s} s, one of two workers killed"
-    )
+    table = Table(title=f"{arguments.tasks} tasks of {arguments.task_s} s, a worker of two killed")
     for column in ("", "runs", "right answers", "tasks run twice", "finished and run twice", "s"):
         table.add_column(column, justify="right")
     summary: dict[str, Any] = {}
