@@ -119,6 +119,12 @@ class Settings(BaseSettings):
         description="Port on which the driver exports metrics for Prometheus; 0: any free one; "
         "none: no exporter.",
     )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address that the driver's exporter listens on; 0.0.0.0: every network the "
+        "machine is in (whoever reaches the port can read the metrics).",
+    )
     worker_silence_s: float = Field(
         60.0,
         gt=0,

@@ -6,7 +6,8 @@ All metrics live in `prometheus_client.REGISTRY` of the process that counts them
 
 =========  =====================================================================================
 driver     `serve(port)` starts an exporter: `http://<driver>:<port>/metrics`. The runner calls it
-           when the setting `metrics_port` (`DEEPFLOW_METRICS_PORT`) is given.
+           when the setting `metrics_port` (`DEEPFLOW_METRICS_PORT`) is given; it listens on
+           `metrics_host`, by default this machine only.
 worker     Dask's own HTTP server, on the worker's dashboard port: `http://<worker>:<port>/metrics`
            (`dask worker --dashboard-address :<port>`). Dask serves the default registry there, so
            ours appear beside `dask_worker_*`.

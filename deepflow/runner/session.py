@@ -7,6 +7,7 @@ the end: every run settled, the server up to date, nothing left on the scheduler
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import uuid
 import weakref
@@ -74,6 +75,7 @@ class Session:
         if nested_client is not None:
             self.client: Any = nested_client
         else:
+            self._serve_metrics()
             try:
                 self._connect()
             except BaseException:
@@ -85,8 +87,6 @@ class Session:
             self.recorder = Recorder(
                 window_events=self.settings.record_window_events, logger=logger
             )
-            if self.settings.metrics_port is not None:
-                metrics.serve(self.settings.metrics_port)
         self.dispatcher = Dispatcher(
             self.client,
             self.settings,
@@ -97,6 +97,26 @@ class Session:
             is_adaptive=bool(config.adapt_kwargs),
         )
         self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
+
+    def _serve_metrics(self) -> None:
+        """Start the exporter, where one is wanted.
+
+        A taken port is said and counted, for the flow can do without: most often another flow run
+        on this machine has it.
+
+        Raises:
+            MetricError: the host is none of this machine, or the port may not be used.
+        """
+        port, host = self.settings.metrics_port, self.settings.metrics_host
+        if port is None:
+            return
+        try:
+            metrics.serve(port, host)
+        except metrics.MetricError as exc:
+            if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno != errno.EADDRINUSE:
+                raise
+            metrics.inc("deepflow_fallbacks_total", kind="metrics_port_taken")
+            self.logger.warning("This flow run's metrics are not exported: %s", exc)
 
     # -- connecting ----------------------------------------------------------------------------
 
