@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import urllib.request
@@ -11,6 +12,8 @@ import pytest
 
 from deepflow.errors import DeepflowError
 from deepflow.observe import metrics
+from deepflow.runner.session import Session
+from deepflow.settings import load_settings
 
 
 @pytest.fixture
@@ -126,3 +129,23 @@ def test_a_taken_port_is_refused_in_words() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(metrics.MetricError, match=f"127.0.0.1:{port}.*choose another"):
             metrics.serve(port)
+
+
+def test_a_flow_goes_on_without_its_exporter_where_the_port_is_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    session = Session.__new__(Session)
+    session.logger = logging.getLogger("test")
+    before = metrics.value("deepflow_fallbacks_total", kind="metrics_port_taken")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        session.settings = load_settings(metrics_port=taken.getsockname()[1])
+        session._serve_metrics()
+    assert metrics.value("deepflow_fallbacks_total", kind="metrics_port_taken") == before + 1
+    assert "metrics are not exported" in caplog.text
+
+
+def test_a_metrics_host_that_is_not_this_machine_is_an_error() -> None:
+    session = Session.__new__(Session)
+    session.settings = load_settings(metrics_port=0, metrics_host="192.0.2.1")
+    with pytest.raises(metrics.MetricError, match=r"192\.0\.2\.1"):
+        session._serve_metrics()
