@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 APT_NEEDS := chromium:chromium prometheus:prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench apt venv-demo venv-dev clean
+.PHONY: help demo test test-all lint bench apt venv-demo venv-dev clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
@@ -20,7 +20,10 @@ help:  ## list the targets
 demo: $(VENV)/.stamp-demo  ## run the flight-delays flow on this machine (SIZE=tiny|small|full), then stop
 	$(BIN)/deepflow demo --size $(SIZE)
 
-test: lint apt  ## lint, types, layers, and every test
+test: lint apt  ## lint, types, layers, and every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: lint apt  ## the slow ones too (prefect-dask's whole suite on every kind of cluster)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
