@@ -65,7 +65,7 @@ def test_a_task_that_kills_its_workers_crashes_with_the_cause_in_words(
         next_one.wait()
         try:
             bad.result()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - the test looks at what it is
             return flow_run.id, bad.state, next_one.state, exc
         return flow_run.id, bad.state, next_one.state, None
 

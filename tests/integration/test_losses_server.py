@@ -133,7 +133,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
         logger = logging.getLogger("prefect.task_runner.deepflow")
         logger.addHandler(caplog.handler)
         try:
-            with pytest.raises(Exception, match="connect|Connect|reach"):
+            with pytest.raises(Exception, match=r"connect|Connect|reach"):
                 run()
         finally:
             logger.removeHandler(caplog.handler)
