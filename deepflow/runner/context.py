@@ -116,9 +116,11 @@ class RunScope:
         context = _clients.by_url.get(self.captured.api_url)
         if context is None:
             context = SyncClientContext()
-            context.__enter__()
-            # It is set per run below; the variable must not keep the entering thread's token.
-            context._token = None
+            # Only the client is entered: entering the context would ask the server for its version,
+            # and a thread that is new while the server is away could run nothing. The driver has
+            # asked. And the variable, set for each run below, must not keep this thread's token.
+            context.client.__enter__()
+            context._context_stack = 1
             _clients.by_url[self.captured.api_url] = context
         return context
 

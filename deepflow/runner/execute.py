@@ -342,8 +342,9 @@ class _Loops(threading.local):
         context = self._clients.get(url)
         if context is None:
             context = AsyncClientContext()
-            await context.__aenter__()
-            context._token = None
+            # As in `context.RunScope`: the server is not asked for its version again.
+            await context.client.__aenter__()
+            context._context_stack = 1
             self._clients[url] = context
         AsyncClientContext.__var__.set(context)
         await coroutine

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import distributed
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 from prefect.utilities.asyncutils import run_coro_as_sync
@@ -85,7 +86,7 @@ class Session:
         self.recorder: Recorder | None = None
         if not self.is_nested:
             self.recorder = Recorder(
-                window_events=self.settings.record_window_events, logger=logger
+                window_events=self.settings.record_window_events, logger=self._run_logger()
             )
         self.dispatcher = Dispatcher(
             self.client,
@@ -93,7 +94,7 @@ class Session:
             results_topic=self.topic,
             events_topic=events_topic or self.topic,
             recorder=self.recorder,
-            logger=logger,
+            logger=self._run_logger(),
             is_adaptive=bool(config.adapt_kwargs),
         )
         self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
@@ -117,6 +118,13 @@ class Session:
                 raise
             metrics.inc("deepflow_fallbacks_total", kind="metrics_port_taken")
             self.logger.warning("This flow run's metrics are not exported: %s", exc)
+
+    def _run_logger(self) -> Any:
+        """The flow run's own logger, whose lines the UI shows; else the task runner's."""
+        flow_run = FlowRunContext.get()
+        if self.is_nested or flow_run is None or flow_run.flow_run is None:
+            return self.logger
+        return flow_run_logger(flow_run.flow_run, flow=flow_run.flow)
 
     # -- connecting ----------------------------------------------------------------------------
 
@@ -309,7 +317,7 @@ class Session:
     def _settle(self, open_items: list[Item], failed: bool) -> None:
         dispatcher, settings = self.dispatcher, self.settings
         if not failed:
-            self.logger.warning(
+            dispatcher.logger.warning(
                 "%d task runs were not done when the flow returned: those that have not begun are "
                 "cancelled, the others get %g s. Wait for futures (`.result()`, `.wait()`) that "
                 "the flow needs, or return them.",

@@ -126,9 +126,7 @@ def main() -> int:
             curve = run_all(arguments.runs, arguments.tasks)
     warm_up = max(2, arguments.runs // 5)
     slopes = {name: growth(values, warm_up) for name, values in curve.items()}
-    print(
-        f"{arguments.runs} flow runs of {arguments.tasks} tasks; after {warm_up} runs of warm-up:"
-    )
+    print(f"{arguments.runs} flow runs of {arguments.tasks} tasks; after {warm_up} to warm up:")
     for name, values in curve.items():
         print(
             f"  {name:<10} {values[warm_up]:7.1f} MB -> {values[-1]:7.1f} MB, "

@@ -130,7 +130,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
             answers.extend(step.map(range(1, 30)).result())
             ended_s.append(time.monotonic())
 
-        logger = logging.getLogger("prefect.task_runner.deepflow")
+        logger = logging.getLogger("prefect.flow_runs")
         logger.addHandler(caplog.handler)
         try:
             with pytest.raises(Exception, match=r"connect|Connect|reach"):
