@@ -21,6 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -102,6 +103,8 @@ class Dispatcher:
         self._n_slots = 1
         self._slots_due_s = 0.0
         self._outgoing: list[SentJob] = []
+        self._to_release: deque[Item] = deque()
+        self._is_releasing = False
         self._is_flush_due = False
         self._is_closing = False
         self.deaths_are_reported = True
@@ -154,20 +157,34 @@ class Dispatcher:
 
     def _is_ready(self, item: Item) -> bool:
         """Whether every input is done, or at work in a Dask task that can be depended on."""
-        return all(self._is_usable(up, item.needs_done) for up in item.upstreams)
+        return self._blocker(item) is None
 
-    @staticmethod
-    def _is_usable(upstream: Item, needs_done: bool) -> bool:
-        if upstream.is_done:
-            return True
-        job = upstream.job
-        return not needs_done and job is not None and len(job.items) == 1
+    def _blocker(self, item: Item) -> Item | None:
+        """The first input that `item` has to wait for; None if it can be sent.
+
+        Inputs that were found done are not looked at again, so that an item with thousands of
+        them, asked each time one of them is done, costs thousands of looks and not millions.
+        """
+        upstreams = item.upstreams
+        n_done = item.n_done_upstreams
+        while n_done < len(upstreams) and upstreams[n_done].is_done:
+            n_done += 1
+        item.n_done_upstreams = n_done
+        for upstream in islice(upstreams, n_done, None):
+            if upstream.is_done:
+                continue
+            job = upstream.job
+            if item.needs_done or job is None or len(job.items) != 1:
+                return upstream
+        return None
 
     def _send_when_ready(self, item: Item) -> None:
-        blockers = [up for up in item.upstreams if not self._is_usable(up, item.needs_done)]
-        if blockers:
-            for upstream in blockers:
-                upstream.dependents.append(item)
+        """Send `item`, or wait for the first of its inputs that is in the way."""
+        blocker = self._blocker(item)
+        if blocker is not None:
+            # With one input at a time: an item that waited with each of them would be asked, and
+            # would wait again with all the others, each time one of them is done.
+            blocker.dependents.append(item)
         elif item.job is None and not item.is_done:
             self._queue_jobs([[item]])
 
@@ -289,11 +306,22 @@ class Dispatcher:
             future.add_done_callback(self._on_dask_done(job))
 
     def _release_dependents(self, item: Item) -> None:
-        """Something changed for `item`: dependents that waited for it may go now."""
-        dependents, item.dependents = item.dependents, []
-        for dependent in dependents:
-            if not dependent.is_done and dependent.job is None and not dependent.is_waiting:
-                self._send_when_ready(dependent)
+        """Something changed for `item`: dependents that waited for it may go now.
+
+        What they set free in turn is worked off here as well, not by recursion: chains are long.
+        """
+        self._to_release.extend(item.dependents)
+        item.dependents = []
+        if self._is_releasing:
+            return
+        self._is_releasing = True
+        try:
+            while self._to_release:
+                dependent = self._to_release.popleft()
+                if not dependent.is_done and dependent.job is None and not dependent.is_waiting:
+                    self._send_when_ready(dependent)
+        finally:
+            self._is_releasing = False
 
     def _key(self, template: Template) -> str:
         flow_run = f"-{self._flow_run_id.hex}" if self._flow_run_id else ""

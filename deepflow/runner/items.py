@@ -175,6 +175,7 @@ class Item:
         "is_done",
         "is_waiting",
         "job",
+        "n_done_upstreams",
         "n_spared",
         "name",
         "needs_done",
@@ -223,6 +224,7 @@ class Item:
         self.dependents: list[Item] = []
         self.plan: MapPlan | None = None
         self.needs_done = bool(waits_for)
+        self.n_done_upstreams = 0
         self.is_waiting = False
         self.is_cancelling = False
         self.is_done = False
@@ -270,6 +272,7 @@ class Item:
         self.state_type = state_type
         self.is_done = True
         self.upstreams = ()
+        self.n_done_upstreams = 0
         self.references = ()
         self.call = b""
         self.resume = None
