@@ -7,6 +7,7 @@ from typing import Any
 from distributed import LocalCluster
 from prefect import task
 from prefect.runtime import task_run
+
 from tests.integration.parity import run_on
 
 
