@@ -20,6 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,10 @@ class Dispatcher:
         """Whether the scheduler has `ReportDeaths`, so that one death is one error."""
         self._is_idle = threading.Condition(self._lock)
         self._flow_run_id: UUID | None = None
-        self._thread = threading.Thread(target=self._run, name="deepflow-dispatcher", daemon=True)
+        # In the context of the flow run: its settings say where this thread's log lines go.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name="deepflow-dispatcher", daemon=True
+        )
         self._thread.start()
 
     # -- submitting --------------------------------------------------------------------------

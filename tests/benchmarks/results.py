@@ -119,7 +119,11 @@ def times(cluster: Any, n_mb: int, repetitions: int) -> dict[str, list[float]]:
 
     def run(mb: int) -> float:
         future = make.submit(mb)
-        future.wait()
+        # Not `wait()`: prefect-dask's downloads the value.
+        deadline_s = time.monotonic() + 60
+        while future.wrapped_future is None or future.wrapped_future.status != "finished":
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
         started_s = time.perf_counter()
         value = future.result()
         took_s = time.perf_counter() - started_s

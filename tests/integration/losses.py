@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from distributed import LocalCluster
 
@@ -174,6 +175,25 @@ class ExternalCluster(NamedTuple):
     address: str
     scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]]
+
+
+class Heard(logging.Handler):
+    """Keeps the messages of the flow runs' logger, from inside a flow on.
+
+    Prefect sets up logging anew when a flow begins, and drops handlers that were there before.
+    """
+
+    messages: ClassVar[list[str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.messages.append(record.getMessage())
+
+
+def listen() -> None:
+    """Keep what is logged of flow runs from now on in `Heard.messages`."""
+    Heard.messages.clear()
+    logging.getLogger("prefect.flow_runs").addHandler(Heard())
 
 
 def stop_server() -> None:
