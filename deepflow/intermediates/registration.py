@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -79,7 +78,12 @@ def _to_frames(envelope: object) -> tuple[Header, Frames]:
     """A pickle and the buffers it refers to; large data is not copied."""
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
-    _EnvelopePickler(file, protocol=5, buffer_callback=buffers.append).dump(envelope)
+    try:
+        _EnvelopePickler(file, protocol=5, buffer_callback=buffers.append).dump(envelope)
+    except Exception as exc:
+        # Dask takes only this error as "try the next way", which is plain pickle; any other one
+        # would reach the receiver in place of the value.
+        raise NotImplementedError(f"{type(envelope).__name__} cannot travel as frames") from exc
     views = [memoryview(buffer) for buffer in buffers]
     header = {"writeable": tuple(not view.readonly for view in views)}
     return header, [file.getbuffer(), *views]
@@ -95,23 +99,42 @@ class _EnvelopePickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Called for every object of no built-in type; NotImplemented leaves it to cloudpickle."""
         kind = type(obj)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and kind is numpy.ndarray:
-            return _reduce_array(obj, numpy)
-        torch = sys.modules.get("torch")
-        if torch is not None and kind in (torch.Tensor, torch.nn.Parameter):
-            return _reduce_tensor(obj, torch)
-        arrow = sys.modules.get("pyarrow")
-        if arrow is not None and kind in (arrow.Table, arrow.RecordBatch):
-            return _reduce_arrow(obj, arrow)
+        reduce = _reducer_of(kind)
+        if reduce is not None:
+            return reduce(obj)
         module, name = kind.__module__.partition(".")[0], kind.__name__.partition("[")[0]
         if module == "prefect" and name in ("State", "ResultRecord"):
             return _reduce_prefect(obj, "data" if name == "State" else "result")
         return super().reducer_override(obj)
 
 
-def _reduce_array(array: Any, numpy: Any) -> Any:
+_REDUCERS: Final[dict[tuple[str, str], str]] = {
+    ("numpy", "ndarray"): "_reduce_array",
+    ("torch", "Tensor"): "_reduce_tensor",
+    ("torch", "Parameter"): "_reduce_tensor",
+    ("pyarrow", "Table"): "_reduce_arrow",
+    ("pyarrow", "RecordBatch"): "_reduce_arrow",
+}
+
+
+def _reducer_of(kind: type) -> Callable[[Any], Any] | None:
+    """What reduces objects of exactly this type; types are known by name.
+
+    Looking into a library's module for its types instead would fail while another thread is in
+    the middle of importing it, which happens on a worker: one task imports torch while another
+    one's result is being sent.
+    """
+    name = _REDUCERS.get((kind.__module__.partition(".")[0], kind.__name__))
+    if name is None:
+        return None
+    reducer: Callable[[Any], Any] = globals()[name]
+    return reducer
+
+
+def _reduce_array(array: Any) -> Any:
     """Strided arrays as a contiguous copy, broadcast ones as their distinct elements."""
+    import numpy
+
     if array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
         return NotImplemented
     if 0 in array.strides:
@@ -120,8 +143,10 @@ def _reduce_array(array: Any, numpy: Any) -> Any:
     return numpy.asarray, (numpy.ascontiguousarray(array),)
 
 
-def _reduce_arrow(table: Any, arrow: Any) -> Any:
+def _reduce_arrow(table: Any) -> Any:
     """A slice as an IPC stream, since pickle would send the whole table it was cut from."""
+    import pyarrow as arrow
+
     if table.get_total_buffer_size() <= 1.05 * table.nbytes + LARGE_BYTES:
         return NotImplemented
     sink = arrow.BufferOutputStream()
@@ -137,8 +162,10 @@ def _arrow_slice(stream: Any, is_batch: bool) -> Any:
         return reader.read_next_batch() if is_batch else reader.read_all()
 
 
-def _reduce_tensor(tensor: Any, torch: Any) -> Any:
+def _reduce_tensor(tensor: Any) -> Any:
     """Plain tensors in this machine's memory as numpy arrays, the others as torch does."""
+    import torch
+
     plain = (
         tensor.device.type == "cpu"
         and tensor.layout is torch.strided

@@ -319,3 +319,26 @@ def test_a_local_class_inside_an_envelope_travels_by_value() -> None:
     header, frames = serialize(RegisteredEnvelope(Local()))
     assert memoryview(frames[1]).nbytes == 8 * MB
     assert (deserialize(header, frames)._payload.array == FLOATS).all()
+
+
+def test_an_envelope_can_be_sent_while_another_thread_is_importing_a_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library in the middle of its import is in `sys.modules` and has next to nothing in it."""
+    import sys
+    import types
+
+    import numpy as np
+    from distributed.protocol import deserialize, serialize
+
+    from deepflow.intermediates import registration
+    from deepflow.runner.wire import Entry, Outcomes
+
+    registration.register(Outcomes)
+    for name in ("torch", "pyarrow", "pandas"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    value = np.arange(50_000)[::2]
+    header, frames = serialize(Outcomes([Entry(None, "done", {"a": value})]))  # type: ignore[arg-type]
+    back = deserialize(header, frames)
+    assert header["serializer"] == "dask"
+    assert np.array_equal(back.entries[0].state["a"], value)
