@@ -31,6 +31,9 @@ def test_an_interrupted_driver_ends_soon_and_leaves_nothing_running(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # Where the tests themselves run in the background SIGINT is ignored, and children
+            # inherit that; a person's terminal does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         until(lambda: len(marks(begun)) >= 4 or driver.poll() is not None, 90)
