@@ -61,6 +61,8 @@ def test_keep_leaves_the_ui_running_until_it_is_interrupted(tmp_path: Path) -> N
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # Tests started in the background ignore SIGINT, and children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as demo,
     ):
         try:

@@ -370,6 +370,8 @@ def test_a_driver_told_to_stop_leaves_no_run_running(
         env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Tests started in the background ignore SIGINT, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as driver:
         try:
             end_s = time.monotonic() + 60
