@@ -20,7 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -286,17 +286,9 @@ class Dispatcher:
                 graph[job.key] = DaskTask(
                     job.key, run_job, blob, *(TaskRef(key) for key in dependencies)
                 )
-            with annotate(**{**template.annotations, OURS: True}):
-                futures = self.client.get(
-                    # The token spares Dask from hashing every call.
-                    LLGExpr(graph, _determ_token=jobs[0].key),
-                    list(graph),
-                    sync=False,
-                    workers=template.workers or None,
-                    allow_other_workers=template.allow_other_workers or None,
-                    resources=template.resources or None,
-                    priority=template.priority,
-                )
+            # In an empty context: the annotations of the thread that happens to be here, or of
+            # the one that made this dispatcher, are not those of these runs.
+            futures = Context().run(self._put_graph, graph, template)
         except Exception as exc:  # noqa: BLE001 - it becomes the runs' end, see below
             # Nobody waits for this thread: an error here is an error of these runs.
             for job in jobs:
@@ -308,6 +300,21 @@ class Dispatcher:
             for item in job.items:
                 item.sent_at_s = now_s
             future.add_done_callback(self._on_dask_done(job))
+
+    def _put_graph(self, graph: dict[str, DaskTask], template: Template) -> list[Any]:
+        """Hand a graph to Dask with its template's annotations; returns a future per task."""
+        with annotate(**{**template.annotations, OURS: True}):
+            futures: list[Any] = self.client.get(
+                # The token spares Dask from hashing every call.
+                LLGExpr(graph, _determ_token=next(iter(graph))),
+                list(graph),
+                sync=False,
+                workers=template.workers or None,
+                allow_other_workers=template.allow_other_workers or None,
+                resources=template.resources or None,
+                priority=template.priority,
+            )
+        return futures
 
     def _release_dependents(self, item: Item) -> None:
         """Something changed for `item`: dependents that waited for it may go now.
