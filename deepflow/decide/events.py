@@ -1,0 +1,167 @@
+"""What happens to tasks and workers, as frozen values: the vocabulary of the journal.
+
+The live scheduler plugin and the simulator emit the same events, so that metrics, estimates,
+pictures, explanations and replays are each a fold over one log. Times are seconds on the clock of
+whoever emits them (Unix time when live, virtual time in a simulation), sizes are bytes. A task's
+parameters and results are never part of an event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Candidate",
+    "Event",
+    "Failed",
+    "Finished",
+    "Held",
+    "Placed",
+    "Started",
+    "Submitted",
+    "Transferred",
+    "WorkerJoined",
+    "WorkerLeft",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A task became known to the scheduler."""
+
+    at_s: float
+    key: str
+    """The Dask key; one per group of runs."""
+    task: str
+    """The name of the Prefect task, or of a workflow's task category."""
+    flow: str
+    run: str
+    """The flow run (a *job* where runs share a cluster)."""
+    depends_on: tuple[str, ...] = ()
+    input_bytes: int = 0
+    """Bytes it reads that are no task's output."""
+    needs: tuple[tuple[str, float], ...] = ()
+    """Dask resources it takes, sorted by name; labels among them."""
+    soft_gpu: float = 0.0
+    """GPUs it can use where there are some, and does without elsewhere."""
+    priority: int = 0
+    n_runs: int = 1
+    """How many task runs travel in this one Dask task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One worker that a decision looked at, and what was expected of it, in seconds from then."""
+
+    worker: str
+    queue_s: float
+    transfer_s: float
+    run_s: float
+    score: float
+    """What the policy compared; the lowest wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A task was given to a worker."""
+
+    at_s: float
+    key: str
+    worker: str
+    policy: str
+    candidates: tuple[Candidate, ...] = ()
+    """The best few, the chosen one first; empty where Dask itself decided."""
+    reason: str = ""
+    """Why this one, where the scores do not say it: a fallback, a prefetch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A ready task was kept back. Said once for each reason, not at each look."""
+
+    at_s: float
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A task began to run."""
+
+    at_s: float
+    key: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """A task's output was copied from one worker to another."""
+
+    at_s: float
+    """When it had arrived."""
+    key: str
+    source: str
+    target: str
+    n_bytes: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task ended with a result."""
+
+    at_s: float
+    key: str
+    worker: str
+    started_s: float
+    stopped_s: float
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A task ended without a result, or its worker was lost with it."""
+
+    at_s: float
+    key: str
+    worker: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker can take tasks from now on."""
+
+    at_s: float
+    worker: str
+    worker_class: str
+    threads: int
+    memory_bytes: int = 0
+    """0: no limit is known."""
+    host: str = ""
+    rack: str = ""
+    zone: str = ""
+    tier: str = ""
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker takes no more tasks."""
+
+    at_s: float
+    worker: str
+    cause: str = ""
+
+
+Event = (
+    Submitted
+    | Placed
+    | Held
+    | Started
+    | Transferred
+    | Finished
+    | Failed
+    | WorkerJoined
+    | WorkerLeft
+)
