@@ -9,6 +9,7 @@
     ├── GeneratorTaskError        TypeError        a generator that would be silently emptied
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
+    ├── HistoryError              RuntimeError     what was learned from past runs cannot be read
     └── InfrastructureError       RuntimeError     a worker or connection was lost
         └── ContextMissingError                    a worker has no context of the flow run
 
@@ -27,6 +28,7 @@ __all__ = [
     "DeepflowError",
     "GeneratorTaskError",
     "HintError",
+    "HistoryError",
     "IncompatibleVersionError",
     "InfrastructureError",
     "IsolatedProcessError",
@@ -92,6 +94,17 @@ class IsolatedProcessError(DeepflowError, RuntimeError):
     def __init__(self, message: str, *, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class HistoryError(DeepflowError, RuntimeError):
+    """What was learned from past runs cannot be read or added to.
+
+    ``source`` says where it was to come from, such as a path or a URL without its password.
+    """
+
+    def __init__(self, message: str, *, source: str | None = None) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class InfrastructureError(DeepflowError, RuntimeError):

@@ -1,0 +1,524 @@
+"""How long a task takes on a class of worker and how big its output is, learned from what was seen.
+
+The model, for one run of task *t* of a flow on a worker of class *c*::
+
+    ln seconds = task[t] + class[c] + deviation[t, c] + slope[t] · ln(offset + input bytes) + noise
+
+- ``class`` is fitted over all tasks of the flow that ran on two classes or more (weighted least
+  squares, shrunk towards the classes' effects in all flows), so that a task that never ran on a
+  class borrows what other tasks tell about it.
+- ``deviation`` is what is special about this task on this class, shrunk by the number of runs.
+- ``slope`` is the pooled regression within the classes, shrunk to 0: the runs of one flow run have
+  errors in common, so that many of them at one size are little evidence.
+- ``task`` is shrunk a little towards the mean of the flow's tasks. A task that was never seen has
+  that mean, a flow that was never seen has `DEFAULT_RUN_S`; both still have the class's effect.
+- ``noise`` is kept as a standard deviation per task, from which quantiles follow (log-normal).
+
+Robust: the first run in a fresh process imports what it needs and takes many times as long.
+Values are cut off at `_CUT` deviations from the median of the newest `_RECENT`, and as long as
+there are no more than those, all of them are looked at again with every new one. Forgetting: the
+weight of the past is bounded, so that it fades exponentially once the bound is reached. Memory is
+bounded: a few numbers and `_RECENT` pairs for each task and class, and a bounded number of tasks
+and flows, of which those not seen for longest go first.
+
+Sources: two-way random effects (Searle, Casella, McCulloch 1992) for the shrinkage; winsorising as
+in Huber 1981. The constants were chosen by `tests/benchmarks/run_time_model.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from deepflow.errors import HistoryError
+
+__all__ = ["DEFAULT_OUTPUT_BYTES", "DEFAULT_RUN_S", "Estimates"]
+
+DEFAULT_RUN_S: Final = 0.5
+"""Seconds where nothing is known; the same as Dask's."""
+DEFAULT_OUTPUT_BYTES: Final = 1024.0
+"""Bytes where nothing is known; the same as Dask's."""
+
+VERSION: Final = 1
+MAX_FLOWS: Final = 256
+MAX_TASKS_PER_FLOW: Final = 2048
+
+_RECENT: Final = 16
+_CUT: Final = 3.0
+_LEAST_DEVIATION: Final = 0.1
+"""Of the logarithm: below this nothing is an outlier."""
+_MOST_WEIGHT: Final = 256.0
+"""Runs after which the past begins to fade."""
+_SIZE_OFFSET_BYTES: Final = 65536.0
+"""Inputs much smaller than this do not differ."""
+_SHORTEST_S: Final = 1e-6
+
+# Standard deviations, of logarithms, that the shrinkage expects.
+_NOISE: Final = 0.4
+_NOISE_WEIGHT: Final = 2.0
+_BETWEEN_TASKS: Final = 2.0
+_BETWEEN_CLASSES: Final = 0.7
+_BETWEEN_FLOWS: Final = 0.2
+_DEVIATION: Final = 0.3
+_SLOPE: Final = 0.7
+_MOST_SLOPE: Final = 1.5
+_RUN_ERROR: Final = 0.15
+"""What the runs of a task in one flow run have in common."""
+
+_MOST_STEP: Final = 256
+_NORMAL: Final = NormalDist()
+
+
+class _Line(NamedTuple):
+    """What is predicted for one task on one class."""
+
+    intercept: float
+    slope: float
+    deviation: float
+
+
+class _Cell:
+    """Weighted moments of x = ln input bytes and y = ln of what was seen; robust and fading."""
+
+    __slots__ = ("mean_x", "mean_y", "n_seen", "recent", "sxx", "sxy", "syy", "weight")
+
+    def __init__(self) -> None:
+        self.n_seen = 0
+        self.weight = 0.0
+        self.mean_x = self.mean_y = 0.0
+        self.sxx = self.sxy = self.syy = 0.0
+        self.recent: list[tuple[float, float]] = []
+
+    def add(self, x: float, y: float, slope: float) -> None:
+        """Learn one pair; `slope` is what is believed now, to tell outliers by. O(1)."""
+        self.n_seen += 1
+        self.recent.append((x, y))
+        if len(self.recent) > _RECENT:
+            del self.recent[0]
+        low, high = _bounds([b - slope * a for a, b in self.recent])
+        if self.n_seen <= _RECENT:
+            self.weight = self.mean_x = self.mean_y = self.sxx = self.sxy = self.syy = 0.0
+            for a, b in self.recent:
+                self._put(a, min(max(b - slope * a, low), high) + slope * a)
+        else:
+            self._put(x, min(max(y - slope * x, low), high) + slope * x)
+
+    def _put(self, x: float, y: float) -> None:
+        weight = self.weight + 1.0
+        dx, dy = x - self.mean_x, y - self.mean_y
+        self.mean_x += dx / weight
+        self.mean_y += dy / weight
+        rest = self.weight / weight
+        self.sxx += rest * dx * dx
+        self.sxy += rest * dx * dy
+        self.syy += rest * dy * dy
+        self.weight = weight
+        self._fade()
+
+    def _fade(self) -> None:
+        if self.weight > _MOST_WEIGHT:
+            keep = _MOST_WEIGHT / self.weight
+            self.weight = _MOST_WEIGHT
+            self.sxx *= keep
+            self.sxy *= keep
+            self.syy *= keep
+
+    def merge(self, other: _Cell) -> None:
+        """Learn what another cell has learned."""
+        weight = self.weight + other.weight
+        if not weight:
+            return
+        dx, dy = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        rest = self.weight * other.weight / weight
+        self.sxx += other.sxx + rest * dx * dx
+        self.sxy += other.sxy + rest * dx * dy
+        self.syy += other.syy + rest * dy * dy
+        share = other.weight / weight
+        self.mean_x += dx * share
+        self.mean_y += dy * share
+        self.weight = weight
+        self._fade()
+        self.n_seen += other.n_seen
+        both = sorted(self.recent + other.recent)
+        n_kept = min(len(both), _RECENT)
+        self.recent = [both[(2 * i + 1) * len(both) // (2 * n_kept)] for i in range(n_kept)]
+
+    def to_list(self) -> list[Any]:
+        moments = [self.weight, self.mean_x, self.mean_y, self.sxx, self.sxy, self.syy]
+        return [self.n_seen, moments, [list(pair) for pair in self.recent]]
+
+    @classmethod
+    def from_list(cls, saved: list[Any]) -> _Cell:
+        cell = cls()
+        n_seen, moments, recent = saved
+        cell.n_seen = int(n_seen)
+        cell.weight, cell.mean_x, cell.mean_y, cell.sxx, cell.sxy, cell.syy = map(float, moments)
+        cell.recent = [(float(x), float(y)) for x, y in recent]
+        return cell
+
+
+def _bounds(values: list[float]) -> tuple[float, float]:
+    """Where to cut off: around the median, by the median absolute deviation."""
+    values.sort()
+    n = len(values)
+    middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
+    off = sorted([abs(value - middle) for value in values])
+    deviation = 1.4826 * 0.5 * (off[(n - 1) // 2] + off[n // 2])
+    cut = _CUT * max(deviation, _LEAST_DEVIATION)
+    return middle - cut, middle + cut
+
+
+def _slope_and_variance(cells: Iterable[_Cell]) -> tuple[float, float]:
+    """The pooled regression within the cells: its slope, shrunk, and what it leaves."""
+    sxx = sxy = syy = weight = 0.0
+    for cell in cells:
+        sxx += cell.sxx
+        sxy += cell.sxy
+        syy += cell.syy
+        weight += cell.weight
+    prior = _NOISE_WEIGHT * _NOISE**2
+    slope = 0.0
+    if sxx > 1e-9 * weight:
+        left = max(0.0, syy - sxy * sxy / sxx)
+        variance = (prior + left) / (_NOISE_WEIGHT + weight)
+        slope = sxy / (sxx + (variance + weight * _RUN_ERROR**2) / _SLOPE**2)
+        slope = min(max(slope, 0.0), _MOST_SLOPE)
+    left = max(0.0, syy - 2 * slope * sxy + slope * slope * sxx)
+    return slope, (prior + left) / (_NOISE_WEIGHT + weight)
+
+
+class _Task:
+    """What is known of one task: a cell for each class, and one for its output."""
+
+    __slots__ = ("cells", "lines", "output", "output_slope", "slope", "variance")
+
+    def __init__(self) -> None:
+        self.cells: dict[str, _Cell] = {}
+        self.output = _Cell()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget predictions made before something was learned."""
+        self.lines: dict[str | None, _Line] = {}
+        self.slope, self.variance = _slope_and_variance(self.cells.values())
+        self.output_slope, _ = _slope_and_variance((self.output,))
+
+    def level(self, worker_class: str) -> tuple[float, float]:
+        """ln seconds of the class at ln input bytes = 0, and the weight of that."""
+        cell = self.cells[worker_class]
+        weight = 1.0 / (_DEVIATION**2 + self.variance / cell.weight)
+        return cell.mean_y - self.slope * cell.mean_x, weight
+
+
+class _Flow:
+    """What is known of one flow."""
+
+    __slots__ = ("effects", "mean", "n_seen", "next_fit", "output_mean", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, _Task] = {}
+        self.effects: dict[str, float] = {}
+        self.mean = math.log(DEFAULT_RUN_S)
+        self.output_mean = math.log(DEFAULT_OUTPUT_BYTES)
+        self.n_seen = 0
+        self.next_fit = 0
+
+    def fit(self, prior: Mapping[str, float]) -> None:
+        """Fit the classes' effects and the means over tasks. O(tasks × classes)."""
+        tasks = self.tasks.values()
+        self.effects = _class_effects(tasks, prior, _BETWEEN_FLOWS if prior else _BETWEEN_CLASSES)
+        means = [_mean(task, self.effects) for task in tasks if task.cells]
+        if means:
+            self.mean = sum(means) / len(means)
+            self.output_mean = sum(task.output.mean_y for task in tasks) / len(means)
+        for task in tasks:
+            task.lines = {}
+        self.next_fit = self.n_seen + 1 + min(self.n_seen // 10, _MOST_STEP)
+
+
+def _mean(task: _Task, effects: Mapping[str, float]) -> float:
+    """ln seconds of the task on the mean class, at its mean input."""
+    weight = sum(cell.weight for cell in task.cells.values())
+    of_classes = ((c.mean_y - effects.get(n, 0.0)) * c.weight for n, c in task.cells.items())
+    return sum(of_classes) / weight
+
+
+def _class_effects(
+    tasks: Iterable[_Task], prior: Mapping[str, float], spread: float
+) -> dict[str, float]:
+    """ln seconds by which each class differs from the mean class, shrunk towards `prior`.
+
+    Least squares for level[t, c] = task[t] + class[c] with the tasks eliminated, so that only
+    tasks that ran on several classes count.
+    """
+    seen = [task for task in tasks if task.cells]
+    names = sorted(set(chain.from_iterable(task.cells for task in seen)))
+    at = {name: i for i, name in enumerate(names)}
+    matrix = np.eye(len(names)) / spread**2
+    right = np.zeros(len(names))
+    for task in seen:
+        if len(task.cells) < 2:
+            continue
+        where = [at[name] for name in task.cells]
+        levels, weights = np.array([task.level(name) for name in task.cells]).T
+        expected = np.array([prior.get(name, 0.0) for name in task.cells])
+        share = weights / weights.sum()
+        levels = levels - expected
+        matrix[np.ix_(where, where)] += np.diag(weights) - np.outer(weights, share)
+        right[where] += weights * (levels - share @ levels)
+    effects = np.linalg.solve(matrix, right) if names else right
+    learned = {name: prior.get(name, 0.0) + float(effects[at[name]]) for name in names}
+    return {**prior, **learned}
+
+
+class Estimates:
+    """Run times and output sizes of tasks, learned run by run; see the module for the model.
+
+    Deterministic: the same calls in the same order give the same numbers. Not safe for several
+    threads. Pickles, and survives JSON by `to_dict` and `from_dict`.
+    """
+
+    def __init__(self) -> None:
+        self._flows: dict[str, _Flow] = {}
+        self._effects: dict[str, float] = {}
+        self._next_fit = 0
+        self._n_seen = 0
+
+    def observe(
+        self,
+        flow: str,
+        task: str,
+        worker_class: str,
+        run_s: float,
+        input_bytes: float,
+        output_bytes: float,
+    ) -> None:
+        """Learn from one run that ended well: its seconds, all bytes it read, and its output's.
+
+        Bytes read are outputs of other tasks and external inputs. Raises :class:`HistoryError` for
+        what is no number; a time or size below 0 (clocks may be set back) counts as 0. O(1).
+        """
+        if not math.isfinite(run_s + input_bytes + output_bytes):
+            raise HistoryError(
+                f"a run of task {task!r} is said to have taken {run_s} s, read {input_bytes} and "
+                f"made {output_bytes} bytes; record finite numbers"
+            )
+        of_flow = self._flow(flow)
+        of_task = of_flow.tasks.pop(task, None) or _Task()
+        of_flow.tasks[task] = of_task
+        if len(of_flow.tasks) > MAX_TASKS_PER_FLOW:
+            del of_flow.tasks[next(iter(of_flow.tasks))]
+        cell = of_task.cells.get(worker_class)
+        if cell is None:
+            cell = of_task.cells[worker_class] = _Cell()
+        x = math.log(_SIZE_OFFSET_BYTES + max(0.0, input_bytes))
+        cell.add(x, math.log(max(run_s, _SHORTEST_S)), of_task.slope)
+        of_task.output.add(x, math.log1p(max(0.0, output_bytes)), of_task.output_slope)
+        of_task.refresh()
+        of_flow.n_seen += 1
+        self._n_seen += 1
+        self._fit_when_due(of_flow)
+
+    def _flow(self, flow: str) -> _Flow:
+        known = self._flows.get(flow)
+        if known is None:
+            known = self._flows[flow] = _Flow()
+            if len(self._flows) > MAX_FLOWS:
+                del self._flows[next(iter(self._flows))]
+        return known
+
+    def _fit_when_due(self, of_flow: _Flow) -> None:
+        if self._n_seen >= self._next_fit and len(self._flows) > 1:
+            self._fit_all_flows()
+        if of_flow.n_seen >= of_flow.next_fit:
+            of_flow.fit(self._effects)
+
+    def _fit_all_flows(self) -> None:
+        tasks = chain.from_iterable(flow.tasks.values() for flow in self._flows.values())
+        self._effects = _class_effects(tasks, {}, _BETWEEN_CLASSES)
+        self._next_fit = self._n_seen + 1 + self._n_seen // 10
+
+    def run_s(self, flow: str, task: str, worker_class: str | None, input_bytes: float) -> float:
+        """Seconds that half of the runs take at most; None as the class: on the mean class. O(1).
+
+        The median, since it is what robust estimates estimate; the mean of a log-normal time is
+        larger by the factor exp(spread² ÷ 2).
+        """
+        line = self._line(flow, task, worker_class)
+        return math.exp(line.intercept + line.slope * math.log(_SIZE_OFFSET_BYTES + input_bytes))
+
+    def run_quantile_s(
+        self, flow: str, task: str, worker_class: str | None, input_bytes: float, q: float
+    ) -> float:
+        """Seconds within which the share `q` (above 0, below 1) of the runs is expected to end."""
+        z = _NORMAL.inv_cdf(q)
+        line = self._line(flow, task, worker_class)
+        return self.run_s(flow, task, worker_class, input_bytes) * math.exp(z * line.deviation)
+
+    def spread(self, flow: str, task: str, worker_class: str | None) -> float:
+        """Standard deviation of ln(seconds) around the estimate: noise and what is not known."""
+        return self._line(flow, task, worker_class).deviation
+
+    def output_bytes(self, flow: str, task: str, input_bytes: float) -> float:
+        """Bytes of the task's result, in the median. O(1)."""
+        of_flow = self._flows.get(flow)
+        if of_flow is None:
+            return DEFAULT_OUTPUT_BYTES
+        of_task = of_flow.tasks.get(task)
+        if of_task is None:
+            return math.exp(of_flow.output_mean)
+        cell, slope = of_task.output, of_task.output_slope
+        x = math.log(_SIZE_OFFSET_BYTES + input_bytes)
+        return max(0.0, math.expm1(cell.mean_y + slope * (x - cell.mean_x)))
+
+    def speed(self, flow: str, task: str, worker_class: str) -> float:
+        """How many times as fast as on the mean class the task is on this one. O(1)."""
+        mean, here = self._line(flow, task, None), self._line(flow, task, worker_class)
+        return math.exp(mean.intercept - here.intercept)
+
+    def n_seen(self, flow: str, task: str, worker_class: str) -> int:
+        """How many runs of the task on the class were learned from."""
+        of_task = self._task(flow, task)
+        cell = of_task.cells.get(worker_class) if of_task else None
+        return cell.n_seen if cell else 0
+
+    def is_known(self, flow: str, task: str) -> bool:
+        """Whether a run of the task was seen on any class."""
+        return self._task(flow, task) is not None
+
+    def _task(self, flow: str, task: str) -> _Task | None:
+        of_flow = self._flows.get(flow)
+        return of_flow.tasks.get(task) if of_flow else None
+
+    def _line(self, flow: str, task: str, worker_class: str | None) -> _Line:
+        of_flow = self._flows.get(flow)
+        if of_flow is None:
+            return self._unseen(self._effects, math.log(DEFAULT_RUN_S), worker_class)
+        of_task = of_flow.tasks.get(task)
+        if of_task is None:
+            return self._unseen(of_flow.effects, of_flow.mean, worker_class)
+        line = of_task.lines.get(worker_class)
+        if line is None:
+            line = of_task.lines[worker_class] = _line(of_flow, of_task, worker_class)
+        return line
+
+    def _unseen(self, effects: Mapping[str, float], mean: float, worker_class: str | None) -> _Line:
+        effect = effects.get(worker_class, 0.0) if worker_class is not None else 0.0
+        return _Line(mean + effect, 0.0, _BETWEEN_TASKS)
+
+    def merge(self, other: Estimates) -> None:
+        """Learn all that `other` has learned, which is left as it is."""
+        for flow, theirs in other._flows.items():
+            ours = self._flow(flow)
+            for task, of_theirs in theirs.tasks.items():
+                of_task = ours.tasks.setdefault(task, _Task())
+                for worker_class, cell in of_theirs.cells.items():
+                    of_task.cells.setdefault(worker_class, _Cell()).merge(cell)
+                of_task.output.merge(of_theirs.output)
+                of_task.refresh()
+            ours.n_seen += theirs.n_seen
+        self._n_seen += other._n_seen
+        self._fit_everything()
+
+    def _fit_everything(self) -> None:
+        if len(self._flows) > 1:
+            self._fit_all_flows()
+        for of_flow in self._flows.values():
+            of_flow.fit(self._effects)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as what JSON can hold."""
+        return {
+            "version": VERSION,
+            "n_seen": self._n_seen,
+            "next_fit": self._next_fit,
+            "effects": self._effects,
+            "flows": {
+                name: {
+                    "n_seen": flow.n_seen,
+                    "next_fit": flow.next_fit,
+                    "mean": flow.mean,
+                    "output_mean": flow.output_mean,
+                    "effects": flow.effects,
+                    "tasks": {
+                        task: {
+                            "output": of_task.output.to_list(),
+                            "classes": {c: cell.to_list() for c, cell in of_task.cells.items()},
+                        }
+                        for task, of_task in flow.tasks.items()
+                    },
+                }
+                for name, flow in self._flows.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Estimates:
+        """What `to_dict` gave; raises :class:`HistoryError` for anything else."""
+        version = saved.get("version")
+        if version != VERSION:
+            raise HistoryError(
+                f"estimates of version {version!r} cannot be read, only version {VERSION}; "
+                "learn them again from the history"
+            )
+        estimates = cls()
+        try:
+            estimates._read(saved)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise HistoryError(
+                f"saved estimates are damaged ({type(error).__name__}: {error}); "
+                "learn them again from the history"
+            ) from error
+        return estimates
+
+    def _read(self, saved: Mapping[str, Any]) -> None:
+        self._n_seen = int(saved["n_seen"])
+        self._next_fit = int(saved["next_fit"])
+        self._effects = {str(name): float(effect) for name, effect in saved["effects"].items()}
+        for name, of_saved in saved["flows"].items():
+            flow = self._flows[name] = _Flow()
+            flow.n_seen = int(of_saved["n_seen"])
+            flow.next_fit = int(of_saved["next_fit"])
+            flow.mean = float(of_saved["mean"])
+            flow.output_mean = float(of_saved["output_mean"])
+            flow.effects = {str(c): float(effect) for c, effect in of_saved["effects"].items()}
+            for task, of_task_saved in of_saved["tasks"].items():
+                task_ = flow.tasks[task] = _Task()
+                task_.output = _Cell.from_list(of_task_saved["output"])
+                task_.cells = {
+                    c: _Cell.from_list(cell) for c, cell in of_task_saved["classes"].items()
+                }
+                task_.refresh()
+
+
+def _line(flow: _Flow, task: _Task, worker_class: str | None) -> _Line:
+    """Fit one task on one class, from its cells and the flow's effects. O(classes)."""
+    effects = flow.effects
+    total = 1.0 / _BETWEEN_TASKS**2
+    n_runs = mean_x = 0.0
+    level = 0.0
+    for name, cell in task.cells.items():
+        at_zero, weight = task.level(name)
+        level += weight * (at_zero - effects.get(name, 0.0))
+        total += weight
+        n_runs += cell.weight
+        mean_x += cell.weight * cell.mean_x
+    level += (flow.mean - task.slope * mean_x / n_runs) / _BETWEEN_TASKS**2
+    level /= total
+    if worker_class is None:
+        return _Line(level, task.slope, math.sqrt(task.variance + 1.0 / total))
+    here = level + effects.get(worker_class, 0.0)
+    unknown = 1.0 / total + _DEVIATION**2
+    unknown += 0.0 if worker_class in effects else _BETWEEN_CLASSES**2
+    cell_here = task.cells.get(worker_class)
+    if cell_here is not None:
+        own = task.variance / cell_here.weight
+        believed = _DEVIATION**2 / (_DEVIATION**2 + own)
+        here += believed * (task.level(worker_class)[0] - here)
+        unknown = believed**2 * own + (1.0 - believed) ** 2 * unknown
+    return _Line(here, task.slope, math.sqrt(task.variance + unknown))
