@@ -1,0 +1,16 @@
+"""Where a ready task runs, and which ready task runs first.
+
+Pure: a table of workers, a queue of ready tasks and a policy go in; assignments come out, each with
+the figures it was made from. The same code runs in the live scheduler plugin (`backend.placement`),
+in the simulator and in unit tests. Nothing here reads a clock or imports Dask.
+
+    task.py         what is known of a ready task and of the job it belongs to
+    fleet.py        the table of workers, kept up to date event by event
+    links.py        seconds that bytes take from worker to worker
+    policy.py       what a policy is; the candidates it is shown
+    policies.py     the policies that come with deepflow
+    registry.py     policies by name, a user's own among them
+    ready.py        ready tasks, by job and in order
+    binder.py       one pass: which ready tasks go to which workers now
+    fragmentation.py  GPUs left in pieces that nobody can use
+"""

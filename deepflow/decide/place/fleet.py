@@ -1,0 +1,371 @@
+"""The table of workers, kept up to date event by event so that a decision need not build it.
+
+Workers that are alike (same class, threads, memory and amounts of resources) form a *group*: for a
+task without data any free one of a group is as good as another, so a decision looks at one worker
+of each group and at those that hold the task's data, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from deepflow.hints import CLASS_LABEL, GPU_RESOURCE, parse_label_resource
+
+__all__ = ["Assignment", "Fleet", "Group", "Needs", "Worker"]
+
+Needs = tuple[tuple[str, float], ...]
+_OVERDUE_SHARE: Final = 0.3
+_SLACK: Final = 1e-9
+
+
+class Assignment:
+    """One task that a worker was given and has not finished: expected times, resources taken."""
+
+    __slots__ = ("end_s", "is_seceded", "needs", "start_s")
+
+    def __init__(self, start_s: float, end_s: float, needs: Needs) -> None:
+        self.start_s = start_s
+        self.end_s = end_s
+        self.needs = needs
+        self.is_seceded = False
+
+
+class Worker:
+    """One worker: what it is, what it was given, when it expects to be free."""
+
+    __slots__ = (
+        "assigned",
+        "group",
+        "host",
+        "id",
+        "is_running",
+        "labels",
+        "memory_limit_bytes",
+        "memory_used_bytes",
+        "n_busy",
+        "name",
+        "number",
+        "rack",
+        "reserved_s",
+        "resources",
+        "threads",
+        "tier",
+        "used",
+        "version",
+        "worker_class",
+        "zone",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        name: str = "",
+        threads: int = 1,
+        memory_limit_bytes: int = 0,
+        resources: Mapping[str, float] | None = None,
+        host: str = "",
+        is_running: bool = True,
+    ) -> None:
+        self.id = id
+        """What the backend knows it by: its address."""
+        self.name = name or id
+        self.threads = threads
+        self.memory_limit_bytes = memory_limit_bytes
+        self.memory_used_bytes = 0
+        self.resources = dict(resources or {})
+        self.used = dict.fromkeys(self.resources, 0.0)
+        labels: dict[str, str] = {}
+        for resource, amount in self.resources.items():
+            label = parse_label_resource(resource)
+            if label is not None and amount > 0:
+                labels[label[0]] = label[1]
+        self.labels = labels
+        self.worker_class = labels.get(CLASS_LABEL) or ("gpu" if self.has_gpu else "default")
+        self.host = labels.get("host") or host or id
+        self.rack = labels.get("rack", "")
+        self.zone = labels.get("zone", "")
+        self.tier = labels.get("tier", "")
+        self.is_running = is_running
+        self.assigned: dict[object, Assignment] = {}
+        self.n_busy = 0
+        """Assignments that take a thread: all but those that have seceded."""
+        self.reserved_s = 0.0
+        """Seconds that held tasks have set aside during the pass under way."""
+        self.version = 0
+        self.number = 0
+        self.group: Group | None = None
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether it offers any part of a GPU."""
+        return self.resources.get(GPU_RESOURCE, 0.0) > 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a thread is idle and the worker takes tasks."""
+        return self.is_running and self.n_busy < self.threads
+
+    def offers(self, needs: Needs) -> bool:
+        """Whether it has these resources in all, in use or not."""
+        resources = self.resources
+        return all(resources.get(name, 0.0) >= amount for name, amount in needs)
+
+    def has_free(self, needs: Needs) -> bool:
+        """Whether these resources are free now."""
+        resources, used = self.resources, self.used
+        return all(
+            resources.get(name, 0.0) - used.get(name, 0.0) >= amount - _SLACK
+            for name, amount in needs
+        )
+
+    def free_in_s(self, now_s: float, needs: Needs = ()) -> float:
+        """Expected seconds until a thread, and these resources, are free; 0 if they are now."""
+        wait_s = 0.0
+        n_over = self.n_busy - self.threads
+        if n_over >= 0:
+            ends = [_end_s(a, now_s) for a in self.assigned.values() if not a.is_seceded]
+            if n_over < len(ends):
+                if len(ends) > 1:
+                    ends.sort()
+                wait_s = ends[n_over] - now_s
+        if needs and not self.has_free(needs):
+            wait_s = max(wait_s, self._resources_free_in_s(now_s, needs))
+        return wait_s
+
+    def _resources_free_in_s(self, now_s: float, needs: Needs) -> float:
+        free = {n: self.resources.get(n, 0.0) - self.used.get(n, 0.0) for n, _ in needs}
+        by_end = sorted(self.assigned.values(), key=lambda a: a.end_s)
+        for assignment in by_end:
+            for name, amount in assignment.needs:
+                if name in free:
+                    free[name] += amount
+            if all(free[name] >= amount - _SLACK for name, amount in needs):
+                return max(_end_s(assignment, now_s) - now_s, 0.0)
+        return 0.0
+
+
+def _end_s(assignment: Assignment, now_s: float) -> float:
+    """When an assignment ends; one that should have ended takes a share of its time longer."""
+    end_s = assignment.end_s
+    if end_s > now_s:
+        return end_s
+    return now_s + max(_OVERDUE_SHARE * (now_s - assignment.start_s), 1e-3)
+
+
+class Group:
+    """Workers that are alike but for where they are and what they hold."""
+
+    __slots__ = (
+        "_by_end",
+        "free",
+        "gpu_class",
+        "members",
+        "n_threads",
+        "number",
+        "reserved_s",
+        "worker_class",
+    )
+
+    def __init__(self, number: int, worker_class: str, has_gpu: bool) -> None:
+        self.number = number
+        self.worker_class = worker_class
+        self.gpu_class = f"{worker_class}+gpu" if has_gpu else ""
+        self.members: dict[str, Worker] = {}
+        self.free: dict[str, Worker] = {}
+        """Those with an idle thread, the one that has been idle longest first."""
+        self.n_threads = 0
+        self.reserved_s = 0.0
+        """Seconds of held work that looks forward to workers of this group, in this pass."""
+        self._by_end: list[tuple[float, int, int, Worker]] = []
+
+    def note(self, worker: Worker) -> None:
+        """A member's load has changed."""
+        worker.version += 1
+        if worker.is_free:
+            self.free.setdefault(worker.id, worker)
+        else:
+            self.free.pop(worker.id, None)
+            n_over = worker.n_busy - worker.threads
+            if worker.is_running and n_over >= 0:
+                ends = [a.end_s for a in worker.assigned.values() if not a.is_seceded]
+                ends.sort()
+                heapq.heappush(self._by_end, (ends[n_over], worker.number, worker.version, worker))
+
+    def next_free(self) -> Worker | None:
+        """The busy member that expects to have an idle thread first; None if all are idle."""
+        heap = self._by_end
+        while heap:
+            _, _, version, worker = heap[0]
+            if version == worker.version and worker.id in self.members and worker.is_running:
+                return worker
+            heapq.heappop(heap)
+        return None
+
+
+class Fleet:
+    """All workers. The backend feeds it; policies read it."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.groups: dict[tuple[object, ...], Group] = {}
+        self.n_free = 0
+        """Workers with an idle thread."""
+        self.n_threads = 0
+        self._numbers = 0
+        self._fits: dict[tuple[Needs, frozenset[str] | None], list[tuple[Group, list[Worker]]]] = {}
+        self._reserved: list[Worker] = []
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self.workers.values())
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    # -- what the backend tells -----------------------------------------------------------------
+
+    def join(self, worker: Worker) -> None:
+        """A worker has come."""
+        capacity = tuple(
+            sorted(
+                (name, amount)
+                for name, amount in worker.resources.items()
+                if parse_label_resource(name) is None
+            )
+        )
+        key = (worker.worker_class, worker.threads, worker.memory_limit_bytes, capacity)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(len(self.groups), worker.worker_class, worker.has_gpu)
+        self._numbers += 1
+        worker.number = self._numbers
+        worker.group = group
+        self.workers[worker.id] = worker
+        group.members[worker.id] = worker
+        group.n_threads += worker.threads
+        self.n_threads += worker.threads
+        self._fits.clear()
+        self._note(worker)
+
+    def leave(self, worker_id: str) -> None:
+        """A worker has gone, with all it was given."""
+        worker = self.workers.pop(worker_id, None)
+        if worker is None or worker.group is None:
+            return
+        worker.is_running = False
+        self._note(worker)
+        group = worker.group
+        del group.members[worker_id]
+        group.n_threads -= worker.threads
+        self.n_threads -= worker.threads
+        if not group.members:
+            self.groups = {k: g for k, g in self.groups.items() if g is not group}
+        self._fits.clear()
+
+    def set_running(self, worker_id: str, is_running: bool) -> None:
+        """A worker was paused, or goes on."""
+        worker = self.workers.get(worker_id)
+        if worker is not None and worker.is_running != is_running:
+            worker.is_running = is_running
+            self._note(worker)
+
+    def assign(
+        self, worker: Worker, key: object, start_s: float, end_s: float, needs: Needs = ()
+    ) -> None:
+        """A worker was given a task."""
+        self.unassign(worker.id, key)
+        worker.assigned[key] = Assignment(start_s, end_s, needs)
+        worker.n_busy += 1
+        for name, amount in needs:
+            worker.used[name] = worker.used.get(name, 0.0) + amount
+        self._note(worker)
+
+    def unassign(self, worker_id: str, key: object) -> None:
+        """A worker no longer has a task: it ended there, or was taken away."""
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            return
+        assignment = worker.assigned.pop(key, None)
+        if assignment is None:
+            return
+        if not assignment.is_seceded:
+            worker.n_busy -= 1
+        for name, amount in assignment.needs:
+            worker.used[name] = worker.used[name] - amount
+        if not worker.assigned:
+            # Exactly: sums of parts that are no powers of two leave a rest.
+            worker.used = dict.fromkeys(worker.used, 0.0)
+        self._note(worker)
+
+    def secede(self, worker_id: str, key: object) -> None:
+        """A task goes on without its thread (`distributed.secede`)."""
+        worker = self.workers.get(worker_id)
+        assignment = worker.assigned.get(key) if worker is not None else None
+        if worker is not None and assignment is not None and not assignment.is_seceded:
+            assignment.is_seceded = True
+            worker.n_busy -= 1
+            self._note(worker)
+
+    def _note(self, worker: Worker) -> None:
+        group = worker.group
+        assert group is not None, "a worker joins before anything else happens to it"
+        was_free = worker.id in group.free
+        group.note(worker)
+        self.n_free += (worker.id in group.free) - was_free
+
+    # -- what policies ask ----------------------------------------------------------------------
+
+    def fits(
+        self, needs: Needs, only: frozenset[str] | None = None
+    ) -> list[tuple[Group, list[Worker]]]:
+        """The workers that offer these resources in all, by group; from a cache.
+
+        `only`: ids of the workers to choose from; None: all.
+        """
+        key = (needs, only)
+        known = self._fits.get(key)
+        if known is None:
+            if len(self._fits) > 1000:
+                self._fits.clear()
+            known = []
+            for group in self.groups.values():
+                members = [
+                    worker
+                    for worker in group.members.values()
+                    if (only is None or worker.id in only) and worker.offers(needs)
+                ]
+                if members:
+                    known.append((group, members))
+            self._fits[key] = known
+        return known
+
+    def reserve(self, worker: Worker, seconds: float) -> None:
+        """A held task looks forward to `worker`: who comes after it must reckon with that."""
+        group = worker.group
+        assert group is not None
+        worker.reserved_s += seconds
+        group.reserved_s += seconds
+        self._reserved.append(worker)
+
+    def drop_reservations(self) -> None:
+        """At the beginning of a pass: nothing is set aside."""
+        for worker in self._reserved:
+            worker.reserved_s = 0.0
+            if worker.group is not None:
+                worker.group.reserved_s = 0.0
+        self._reserved.clear()
+
+    def speeds_are_alike(self) -> bool:
+        """Whether there is only one class of workers."""
+        return len({group.worker_class for group in self.groups.values()}) <= 1
+
+
+def first_free(group: Group, members: list[Worker], needs: Needs) -> Worker | None:
+    """A member with an idle thread and these resources free; the one idle longest."""
+    if len(members) == len(group.members):
+        if not needs:
+            return next(iter(group.free.values()), None)
+        return next((w for w in group.free.values() if w.has_free(needs)), None)
+    return next((w for w in members if w.is_free and w.has_free(needs)), None)

@@ -1,0 +1,85 @@
+"""What a placement policy is, and the candidates it is shown.
+
+A policy says three things: in which order jobs go, in which order the ready tasks of a job go, and
+how good each candidate worker is for a task. All have defaults, so that a policy of a user's own
+is a few lines::
+
+    class Quietest(Policy):
+        name = "quietest"
+
+        def score(self, task, candidates, rng):
+            return [worker.n_busy / worker.threads for worker in candidates.workers]
+
+Everything else (filters, late binding, data locations, records) is the binder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from deepflow.decide.place.fleet import Worker
+    from deepflow.decide.place.task import Job, Task
+
+__all__ = ["Candidates", "Policy"]
+
+
+class Candidates:
+    """The workers a task could go to: parallel lists, times in seconds from now."""
+
+    __slots__ = ("on_gpu", "queue_s", "run_s", "transfer_s", "workers")
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        self.queue_s: list[float] = []
+        """Until the worker can begin with it; 0: it has a thread and the resources free."""
+        self.transfer_s: list[float] = []
+        """For the inputs that the worker does not hold."""
+        self.run_s: list[float] = []
+        self.on_gpu: list[bool] = []
+        """Whether a task that can use a GPU would be given one there."""
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    def add(
+        self, worker: Worker, queue_s: float, transfer_s: float, run_s: float, on_gpu: bool = False
+    ) -> None:
+        """One more."""
+        self.workers.append(worker)
+        self.queue_s.append(queue_s)
+        self.transfer_s.append(transfer_s)
+        self.run_s.append(run_s)
+        self.on_gpu.append(on_gpu)
+
+    def finish_s(self) -> list[float]:
+        """When each would be done: queue, then transfer, then run."""
+        return [
+            q + t + r for q, t, r in zip(self.queue_s, self.transfer_s, self.run_s, strict=True)
+        ]
+
+
+class Policy:
+    """The base of all policies: jobs in order of arrival, tasks in Dask's order, any worker."""
+
+    name: ClassVar[str] = "first-free"
+    version: ClassVar[str] = "1"
+    looks_at: ClassVar[Literal["free", "shortlist"]] = "free"
+    """`free`: every worker that can begin at once. `shortlist`: of each group of like workers the
+    first to be free, busy or not, and the holders of the task's data. A task whose best candidate
+    is busy is held for it."""
+
+    def job_order(self, job: Job, now_s: float) -> float:
+        """Lower goes first. Asked for each job with ready tasks, in every pass."""
+        return job.arrived_s
+
+    def task_order(self, task: Task) -> tuple[object, ...]:
+        """Lower goes first, within a job and a priority. Asked once, when the task is ready."""
+        return (task.dask_order,)
+
+    def score(self, task: Task, candidates: Candidates, rng: Generator) -> Sequence[float]:
+        """A number for each candidate; the lowest wins, the first of equals."""
+        return [0.0] * len(candidates)
