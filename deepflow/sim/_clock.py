@@ -17,13 +17,23 @@ Action = Callable[..., Coroutine[Any, Any, object] | None]
 class Clock:
     """Virtual seconds since the simulation began; calling it tells the time."""
 
-    __slots__ = ("now_s",)
+    __slots__ = ("_agenda", "now_s")
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self._agenda: Agenda | None = None
 
     def __call__(self) -> float:
         return self.now_s
+
+    def wake_by(self, agenda: Agenda) -> None:
+        """Let `call_later` enter what it is given there."""
+        self._agenda = agenda
+
+    def call_later(self, after_s: float, action: Callable[[], None]) -> None:
+        """Call `action` in so many virtual seconds."""
+        assert self._agenda is not None, "nothing runs on this clock yet"
+        self._agenda.at(self.now_s + after_s, action)
 
 
 class Agenda:

@@ -59,8 +59,8 @@ __all__ = ["Install", "Outcome", "simulate"]
 
 Drain = Callable[[], list[Event]]
 """The events of a plugin since the last call."""
-Install = Callable[[Scheduler, Callable[[], float]], Drain | None]
-"""Binds a plugin on the scheduler, which is given with its clock."""
+Install = Callable[[Scheduler, Clock], Drain | None]
+"""Binds a plugin on the scheduler, which is given with its clock (and alarm clock)."""
 
 PATIENCE_S = 300.0
 """Virtual time without anything under way or ahead, after which nothing more is expected."""
@@ -243,6 +243,7 @@ class Engine:
         self.sites = sites(self.cluster)
         self.network = Network(self.cluster.network, self.sites)
         self.scheduler = silent_scheduler(stealing=stealing, validate=self.validate)
+        self.clock.wake_by(self.agenda)
         if install is not None:
             self.drain = install(self.scheduler, self.clock)
         for every_s, callback in (await periodic_callbacks(self.scheduler)).values():
