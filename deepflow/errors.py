@@ -6,6 +6,7 @@
     │   └── UnplaceableError                       a valid hint that no worker on offer can meet
     ├── ClusterUnreachableError   ConnectionError  no scheduler answers at the address
     ├── IncompatibleVersionError  RuntimeError     versions that cannot work together
+    ├── JournalError              ValueError       a journal that is foreign, damaged or not there
     ├── GeneratorTaskError        TypeError        a generator that would be silently emptied
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
@@ -32,6 +33,7 @@ __all__ = [
     "IncompatibleVersionError",
     "InfrastructureError",
     "IsolatedProcessError",
+    "JournalError",
     "TaskCancelledError",
     "UnplaceableError",
     "nearest",
@@ -75,6 +77,10 @@ class ClusterUnreachableError(DeepflowError, ConnectionError):
 
 class IncompatibleVersionError(DeepflowError, RuntimeError):
     """Driver, scheduler and workers run versions that cannot work together."""
+
+
+class JournalError(DeepflowError, ValueError):
+    """A file that is no journal, a damaged one, or one that lacks what is asked of it."""
 
 
 class GeneratorTaskError(DeepflowError, TypeError):

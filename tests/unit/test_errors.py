@@ -15,6 +15,7 @@ EXAMPLES = [
     errors.UnplaceableError("no gpu", wanted="gpu=2", nearest_offer="gpu=1"),
     errors.ClusterUnreachableError("nobody", address="tcp://10.0.0.1:8786"),
     errors.IncompatibleVersionError("too old"),
+    errors.JournalError("torn"),
     errors.GeneratorTaskError("would be emptied"),
     errors.TaskCancelledError("cancelled"),
     errors.IsolatedProcessError("killed", exit_code=-9),

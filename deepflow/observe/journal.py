@@ -1,0 +1,318 @@
+"""The journal: the event log of `deepflow.decide.events` in a file, and in a bounded memory.
+
+A file is a header line and then one event per line, each line JSON; compressed with zstd if the
+name ends in `.zst`. It is written as things happen and never held whole, so a crash loses at most
+what was not flushed yet, and may leave a torn last line. A reader skips a torn last line and says
+so; anything else that is not as it was written is refused.
+
+    {"format":"deepflow-journal","version":1,"clock":"unix","deepflow":"0.1.0"}
+    {"Submitted":{"at_s":1.0,"key":"a-1","task":"a","flow":"f","run":"r", ...}}
+    {"Finished":{"at_s":2.0, ...}}
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import typing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import orjson
+import zstandard
+
+from deepflow.decide.events import Candidate, Event, WorkerJoined, WorkerLeft
+from deepflow.errors import JournalError
+
+__all__ = ["Header", "JournalRing", "JournalWriter", "newest_journal", "read_header"]
+__all__ += ["iter_journal", "read_journal"]
+
+FORMAT: Final = "deepflow-journal"
+VERSION: Final = 1
+SUFFIXES: Final = (".journal", ".journal.zst")
+"""How the names of journals end, where a directory of them is searched."""
+
+Clock = Literal["unix", "virtual"]
+
+_FLUSH_EVERY: Final = 512
+_MAX_LINE_BYTES: Final = 16 * 1024**2
+_log = logging.getLogger("deepflow.observe.journal")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a journal."""
+
+    clock: Clock
+    """What its times are: seconds of Unix time, or virtual seconds of a simulation."""
+    deepflow: str
+    """The version that wrote it."""
+    version: int = VERSION
+    format: str = FORMAT
+
+
+class JournalWriter:
+    """Writes events to a new file as they happen; a context manager.
+
+    `write` keeps at most a few hundred events before they go to the file; `flush` sends them now.
+    Raises :class:`JournalError` if the file is there already or cannot be made: a journal is never
+    written over. Not for use by several threads at once.
+    """
+
+    def __init__(self, path: Path, *, clock: Clock) -> None:
+        from deepflow import __version__
+
+        self.path = Path(path)
+        self.n_events = 0
+        self._n_waiting = 0
+        try:
+            self._raw = self.path.open("xb")
+        except FileExistsError as error:
+            raise JournalError(
+                f"{self.path} is there already, and a journal is never written over; "
+                "give another name or remove the file"
+            ) from error
+        except OSError as error:
+            raise JournalError(
+                f"the journal {self.path} cannot be written ({error.strerror}); "
+                "give a path in a directory that exists and can be written to"
+            ) from error
+        self._out: Any = self._raw
+        if _is_compressed(self.path):
+            compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+            self._out = compressor.stream_writer(self._raw)
+        self._out.write(orjson.dumps(Header(clock, __version__)) + b"\n")
+        self.flush()
+
+    def write(self, event: Event) -> None:
+        """Add one event."""
+        name = type(event).__name__.encode()
+        self._out.write(b'{"%b":%b}\n' % (name, orjson.dumps(event)))
+        self.n_events += 1
+        self._n_waiting += 1
+        if self._n_waiting >= _FLUSH_EVERY:
+            self.flush()
+
+    def write_all(self, events: Iterable[Event]) -> None:
+        """Add events, in order."""
+        for event in events:
+            self.write(event)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system; a reader sees it from then on."""
+        self._n_waiting = 0
+        self._out.flush()
+        if self._out is not self._raw:
+            self._raw.flush()
+
+    def close(self) -> None:
+        """Flush and end the file; again does nothing."""
+        if not self._raw.closed:
+            self._out.flush()
+            self._out.close()  # of a compressor: ends the frame, and closes the file
+            self._raw.close()
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class JournalRing:
+    """The latest events, in a bounded memory: what a live process keeps to explain itself.
+
+    The joining of a worker that is still there is kept however old, so that what is left can
+    always be told by class of worker.
+    """
+
+    def __init__(self, max_events: int) -> None:
+        self._latest: deque[Event] = deque(maxlen=max_events)
+        self._present: dict[str, WorkerJoined] = {}
+        self.n_dropped = 0
+        """Events that were there and are not any more."""
+
+    def write(self, event: Event) -> None:
+        """Add one event, and drop the oldest if there are too many."""
+        if len(self._latest) == self._latest.maxlen:
+            dropped = self._latest[0]
+            if isinstance(dropped, WorkerJoined):
+                self._present[dropped.worker] = dropped
+            else:
+                if isinstance(dropped, WorkerLeft):
+                    self._present.pop(dropped.worker, None)
+                self.n_dropped += 1
+        self._latest.append(event)
+
+    def events(self) -> tuple[Event, ...]:
+        """What is kept, oldest first; the workers that joined before it come in front."""
+        return (*self._present.values(), *self._latest)
+
+    def __len__(self) -> int:
+        return len(self._present) + len(self._latest)
+
+
+def read_journal(path: Path) -> tuple[Event, ...]:
+    """All events of the journal at `path`.
+
+    A torn last line is skipped, and said in a warning of the log. Raises :class:`JournalError` for
+    a file that cannot be read, is no journal, is of a newer version, or is damaged.
+    """
+    return tuple(iter_journal(path))
+
+
+def iter_journal(path: Path) -> Iterator[Event]:
+    """The events of the journal at `path`, one by one and in bounded memory; as `read_journal`."""
+    lines = _lines(path)
+    _header_of(path, next(lines, b""))
+    for number, line in enumerate(lines, start=2):
+        yield _event_of(path, number, line)
+
+
+def read_header(path: Path) -> Header:
+    """The header of the journal at `path`; raises as `read_journal`."""
+    return _header_of(path, next(_lines(path), b""))
+
+
+def newest_journal(path: Path) -> Path:
+    """`path` itself if it is a file, else the youngest journal in the directory.
+
+    Raises :class:`JournalError` where there is none.
+    """
+    if not path.is_dir():
+        return path
+    found = [one for one in path.iterdir() if one.name.endswith(SUFFIXES) and one.is_file()]
+    if not found:
+        raise JournalError(
+            f"there is no journal in {path} (no file named *{' or *'.join(SUFFIXES)}); "
+            "name a journal with --journal"
+        )
+    return max(found, key=lambda one: (one.stat().st_mtime, one.name))
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.endswith(".zst")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Whole lines without their ends. A last line without an end is skipped, and said."""
+    try:
+        with path.open("rb") as raw:
+            source: Any = raw
+            if _is_compressed(path):
+                source = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            with io.BufferedReader(source, buffer_size=1 << 18) as lines:
+                while line := lines.readline(_MAX_LINE_BYTES):
+                    if line.endswith(b"\n"):
+                        yield line[:-1]
+                    elif len(line) == _MAX_LINE_BYTES:
+                        raise _foreign(path, f"it has a line above {_MAX_LINE_BYTES} bytes")
+                    else:
+                        _log.warning(
+                            "the last line of the journal %s is torn and was skipped (%d bytes): "
+                            "whoever wrote it was stopped in the middle of it",
+                            path,
+                            len(line),
+                        )
+    except OSError as error:
+        raise JournalError(
+            f"the journal {path} cannot be read ({error.strerror or error}); "
+            "check the path and your right to read it"
+        ) from error
+    except zstandard.ZstdError as error:
+        raise _foreign(path, f"its compressed bytes do not read as zstd ({error})") from error
+
+
+def _header_of(path: Path, line: bytes) -> Header:
+    try:
+        said = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        said = None
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise _foreign(path, f"its first line is {_shown(line)}, not the header of a journal")
+    version = said.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise _foreign(path, f"its header says version={version!r}")
+    if version > VERSION:
+        raise JournalError(
+            f"the journal {path} is of version {version}, written by deepflow "
+            f"{said.get('deepflow')!r}; this deepflow reads up to version {VERSION}: upgrade it"
+        )
+    if said.get("clock") not in typing.get_args(Clock):
+        raise _foreign(path, f"its header says clock={said.get('clock')!r}")
+    return Header(said["clock"], str(said.get("deepflow")), version)
+
+
+def _event_of(path: Path, number: int, line: bytes) -> Event:
+    try:
+        ((name, values),) = orjson.loads(line).items()
+        event: Event = _READERS[name](values)
+        return event
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise _foreign(path, f"line {number} is {_shown(line)}, no event ({cause})") from error
+
+
+def _foreign(path: Path, what: str) -> JournalError:
+    return JournalError(
+        f"{path} is no journal or is damaged: {what}; "
+        "name a journal that deepflow wrote, or restore this one from a copy"
+    )
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:80].decode(errors="replace")) + ("…" if len(line) > 80 else "")
+
+
+_Convert = Callable[[Any], Any]
+
+
+def _reader(kind: type) -> Callable[[dict[str, Any]], Any]:
+    """What makes a `kind` of a JSON object, after a look at the type of each of its values."""
+    hints = typing.get_type_hints(kind)
+    converters = {field.name: _converter(hints[field.name]) for field in fields(kind)}
+
+    def read(values: dict[str, Any]) -> Any:
+        return kind(**{name: converters[name](value) for name, value in values.items()})
+
+    return read
+
+
+def _converter(wanted: Any) -> _Convert:
+    if wanted is float:
+        return _float
+    if wanted in (str, int):
+        return _exactly(wanted)
+    if wanted is Candidate:
+        return _reader(Candidate)
+    args = typing.get_args(wanted)
+    if typing.get_origin(wanted) is tuple and args[-1] is Ellipsis:
+        of_each = _converter(args[0])
+        return lambda value: tuple(map(of_each, _exactly(list)(value)))
+    if typing.get_origin(wanted) is tuple:
+        of = tuple(map(_converter, args))
+        return lambda value: tuple(c(v) for c, v in zip(of, value, strict=True))
+    raise AssertionError(f"a field of {wanted} has no reader")
+
+
+def _float(value: Any) -> float:
+    # JSON has no infinity, which is what a policy's score is for a worker it ruled out.
+    return math.inf if value is None else float(_exactly(float, int)(value))
+
+
+def _exactly(*kinds: type) -> _Convert:
+    def check(value: Any) -> Any:
+        if type(value) not in kinds:
+            raise TypeError(f"{value!r} is not of type {kinds[0].__name__}")
+        return value
+
+    return check
+
+
+_READERS: Final = {
+    kind.__name__: _reader(kind) for kind in cast("tuple[type, ...]", typing.get_args(Event))
+}
