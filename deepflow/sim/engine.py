@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
+from random import Random
 from statistics import NormalDist
 from typing import Any
 
@@ -62,6 +63,7 @@ Drain = Callable[[], list[Event]]
 Install = Callable[[Scheduler, Clock], Drain | None]
 """Binds a plugin on the scheduler, which is given with its clock (and alarm clock)."""
 
+_SHORTEST_RUN_S = 1e-5
 PATIENCE_S = 300.0
 """Virtual time without anything under way or ahead, after which nothing more is expected."""
 STEAL_CONFIRMED = frozenset({"ready", "constrained", "waiting"})
@@ -223,6 +225,8 @@ class Engine:
     _tasks: dict[str, tuple[SimJob, SimTask]] = field(default_factory=dict)
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _n_open: int = 0
+    _on_gpu: set[str] = field(default_factory=set)
+    """Tasks whose latest execution used a GPU that they could do without."""
     _finished: set[str] = field(default_factory=set)
     _given_up: set[str] = field(default_factory=set)
     _by_name: dict[str, SimWorker] = field(default_factory=dict)
@@ -275,11 +279,15 @@ class Engine:
         return self._outcome()
 
     def _plan(self) -> None:
-        """Enter what is known from the start."""
-        for worker_class in self.cluster.classes:
-            for n in range(worker_class.count):
-                name = f"{worker_class.name}-{n}"
-                self._ahead(worker_class.starts_after_s, self._worker_joins, name, worker_class)
+        """Enter what is known from the start.
+
+        Workers join in an order drawn by the seed: Dask breaks ties by address, and with the same
+        class first every time it would be lucky, or unlucky, every time.
+        """
+        members = [(c, f"{c.name}-{n}") for c in self.cluster.classes for n in range(c.count)]
+        Random(self.seed).shuffle(members)
+        for worker_class, name in members:
+            self._ahead(worker_class.starts_after_s, self._worker_joins, name, worker_class)
         for death in self.cluster.deaths:
             self._ahead(death.at_s, self._worker_dies, death)
         for job in sorted(self.workload.jobs, key=lambda job: job.arrives_s):
@@ -423,11 +431,13 @@ class Engine:
     ) -> float:
         """Seconds that a task runs on a worker, its noise in them."""
         speed = worker_class.speed_for(task.kind or task.task, on_gpu=on_gpu)
+        (self._on_gpu.add if on_gpu else self._on_gpu.discard)(key)
         factor = 1.0
         if self.cluster.noise:
             run = self._tasks[key][0].run
             factor = math.exp(self.cluster.noise * _normal(self.noise_seed, run, task.key))
-        return task.run_s / speed * factor
+        # Nothing real takes no time, and Dask's stealing asserts so.
+        return max(task.run_s / speed * factor, _SHORTEST_RUN_S)
 
     # --- workers that come and go
 
@@ -589,6 +599,7 @@ class Engine:
                 run["start"],
                 run["stop"],
                 message["nbytes"],
+                key in self._on_gpu,
             )
         )
         self.last_stop_s = max(self.last_stop_s, run["stop"])
