@@ -53,6 +53,38 @@ def test_each_kind_of_work_goes_where_it_gains_most_by_hand():
     assert capacity_s(tasks, cluster) == pytest.approx(1.8)
 
 
+def test_order_of_classes_and_tasks_changes_no_bound():
+    for seed in range(60, 90):  # 75: rounding led the solver astray here
+        chance = random.Random(seed)
+        kinds = [f"k{n}" for n in range(chance.randint(1, 12))]
+        classes = [
+            SimWorkerClass(
+                f"c{n}",
+                chance.randint(1, 5),
+                threads=chance.randint(1, 4),
+                speeds=(
+                    *((kind, chance.choice([0.1, 0.5, 1.0, 2.0, 5.0, 11.3])) for kind in kinds),
+                    ("k1+gpu", 10.0),
+                ),
+                resources=(("GPU", 1.0),) if chance.random() < 0.5 else (),
+            )
+            for n in range(chance.randint(1, 6))
+        ]
+        tasks = [
+            SimTask(
+                str(n),
+                chance.choice(kinds),
+                chance.lognormvariate(2, 2),
+                soft_gpu=float(chance.random() < 0.4),
+            )
+            for n in range(40)
+        ]
+        bound_s = capacity_s(tasks, ClusterSpec("c", tuple(classes)))
+        turned = capacity_s(tasks[::-1], ClusterSpec("c", tuple(classes[::-1])))
+        assert bound_s == pytest.approx(turned, rel=1e-9)
+        assert bound_s > 0
+
+
 def test_soft_gpu_tasks_may_use_gpus_and_threads_without():
     cluster = ClusterSpec(
         "c",
