@@ -81,9 +81,13 @@ def added_resolvers() -> Mapping[str, Resolver]:
 
 
 def _by_scheme(resolver: object) -> dict[str, Resolver]:
-    if not isinstance(resolver, Resolver) or isinstance(resolver.schemes, str):
+    if (
+        isinstance(resolver, type)
+        or not isinstance(resolver, Resolver)
+        or isinstance(resolver.schemes, str)
+    ):
         raise ConfigurationError(
-            f"{resolver!r} is no resolver; it needs `schemes` (a collection of text), "
-            "`key(near)` and `resolve(near)`, as deepflow.locate.resolvers.Resolver has"
+            f"{resolver!r} is no resolver; it must be an object with `schemes` (a collection "
+            "of text), `key(near)` and `resolve(near)`, as deepflow.locate.resolvers.Resolver has"
         )
     return dict.fromkeys(resolver.schemes, resolver)

@@ -294,7 +294,8 @@ class _Source:
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes of the file as stored, no more asked of the storage than these. Thread-safe."""
-        remote = {"cache_type": "none"} if scheme_of(self.url) else {}
+        # WebHDFS takes no cache_type, and reads its block_size (5 MiB) ahead unless that is small.
+        remote = {"cache_type": "none", "block_size": 1} if scheme_of(self.url) else {}
         with self.fs.open(self.path, "rb", **remote) as file:
             file.seek(start)
             return bytes(file.read(min(stop, self.n_bytes) - start))
