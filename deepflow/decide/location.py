@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 __all__ = [
@@ -41,9 +41,12 @@ class Holder:
     aliases: frozenset[str] = frozenset()
     """Other names and addresses of the same machine."""
 
-    def names(self) -> frozenset[str]:
-        """Every name it is known by, as :func:`bare_host` writes them."""
-        return frozenset(map(bare_host, (self.name, *self.aliases)))
+    names: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Every name it is known by, as :func:`bare_host` writes them; worked out once, not given."""
+
+    def __post_init__(self) -> None:
+        names = frozenset(map(bare_host, (self.name, *self.aliases)))
+        object.__setattr__(self, "names", names)  # the dataclass is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def match(location: Location, worker: WorkerPlace) -> Match:
         _without_scheme, location.workers
     ):
         return Match("process", 1.0)
-    share = max((h.share for h in location.hosts if _same_host(h.names(), worker.names)), default=0)
+    share = max((h.share for h in location.hosts if _same_host(h.names, worker.names)), default=0)
     if share > 0:
         return Match("host", share)
     if worker.rack is not None:
@@ -163,12 +166,12 @@ def _same_host(ours: frozenset[str], theirs: frozenset[str]) -> bool:
 
 def _is_short_for(some: frozenset[str], others: frozenset[str]) -> bool:
     """Whether one of `some` is the first label of a full name among `others`."""
+    short = [f"{name}." for name in some if name and "." not in name and ":" not in name]
     # An address has no first label: "10" is not short for "10.0.0.5".
     return any(
-        name and "." not in name and ":" not in name and full.startswith(f"{name}.")
-        for name in some
+        full.startswith(name) and not re.fullmatch(r"[0-9.]+", full)
+        for name in short
         for full in others
-        if not re.fullmatch(r"[0-9.]+", full)
     )
 
 

@@ -132,7 +132,7 @@ class Locator:
         May wait for DNS the first time (a second at most), if the address has a name in it.
         """
         host = self._within_ttl(("host-names", address), lambda: _names_as_location(address))
-        aliases = host.hosts[0].names() if host is not None else ()
+        aliases = host.hosts[0].names if host is not None else ()
         return WorkerPlace.of(address, labels, aliases)
 
     def close(self) -> None:

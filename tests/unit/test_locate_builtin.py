@@ -54,7 +54,7 @@ def test_names_that_dns_knows_bring_their_addresses(monkeypatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", answers)
     location = HostResolver().resolve(Near("host", "DN7."))
-    assert location.hosts[0].names() == {"dn7", "dn7.example.org", "10.9.0.7", "10.9.0.8"}
+    assert location.hosts[0].names == {"dn7", "dn7.example.org", "10.9.0.7", "10.9.0.8"}
     assert match(location, WorkerPlace.of("tcp://10.9.0.8:1")).closeness == "host"
     assert location.workers == ()
 
@@ -66,7 +66,7 @@ def test_a_host_that_dns_does_not_know_is_matched_by_name(monkeypatch, caplog) -
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     caplog.set_level(logging.INFO)
     location = HostResolver().resolve(Near("host", "node9"))
-    assert location.hosts[0].names() == {"node9"}
+    assert location.hosts[0].names == {"node9"}
     assert match(location, WorkerPlace.of("tcp://10.1.1.1:1", {"host": "node9"})).share == 1.0
     assert "matched by its name alone" in caplog.text
 
