@@ -124,6 +124,7 @@ def simulate(
     :class:`DeepflowError` where a plugin or Dask itself raises what Dask would only log.
     """
     _check(workload, cluster)
+    _refuse_running_loop()
     clock = Clock()
     stable_hash = StableHash(seed)
     engine = Engine(
@@ -147,6 +148,17 @@ def simulate(
             return loop.run_until_complete(engine.play(install, stealing, exceptions))
     finally:
         _close(loop)
+
+
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise DeepflowError(
+        "simulate() was called where an event loop runs; call it in a thread of its own, such as "
+        "by asyncio.to_thread"
+    )
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

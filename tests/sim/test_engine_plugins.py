@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import distributed.scheduler
@@ -208,9 +210,19 @@ def test_dask_is_put_back_also_after_an_exception() -> None:
     assert simulate(WORKLOAD, CLUSTER).unfinished == ()
 
 
-def test_one_simulation_within_another_is_refused() -> None:
+def test_second_simulation_at_once_is_refused() -> None:
+    def install(scheduler: Any, clock: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(simulate, WORKLOAD, CLUSTER).result()
+
     with pytest.raises(DeepflowError, match="running in this process already"):
-        simulate(WORKLOAD, CLUSTER, install=lambda *_: simulate(WORKLOAD, CLUSTER) and None)
+        simulate(WORKLOAD, CLUSTER, install=install)
+
+
+async def test_call_from_a_coroutine_is_refused_and_from_a_thread_of_its_own_is_not() -> None:
+    with pytest.raises(DeepflowError, match="where an event loop runs"):
+        simulate(WORKLOAD, CLUSTER)
+    assert (await asyncio.to_thread(simulate, WORKLOAD, CLUSTER)).unfinished == ()
 
 
 def test_order_is_that_of_dask() -> None:
