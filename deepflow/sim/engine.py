@@ -18,8 +18,10 @@ Where this is simpler than a real cluster:
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
@@ -124,6 +126,7 @@ def simulate(
     :class:`DeepflowError` where a plugin or Dask itself raises what Dask would only log.
     """
     _check(workload, cluster)
+    _refuse_running_loop()
     clock = Clock()
     stable_hash = StableHash(seed)
     engine = Engine(
@@ -139,6 +142,7 @@ def simulate(
     loop = asyncio.new_event_loop()
     try:
         with (
+            _no_garbage_collection(),
             quiet_config({"distributed.scheduler.work-stealing": stealing, **(dask_config or {})}),
             dask_in_virtual_time(clock, stable_hash) as exceptions,
         ):
@@ -146,6 +150,17 @@ def simulate(
             return loop.run_until_complete(engine.play(install, stealing, exceptions))
     finally:
         _close(loop)
+
+
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise DeepflowError(
+        "simulate() was called where an event loop runs; call it in a thread of its own, such as "
+        "by asyncio.to_thread"
+    )
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
@@ -156,6 +171,18 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Half of the time would go to looking through task states, which form no dead cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check(workload: Workload, cluster: ClusterSpec) -> None:
@@ -252,6 +279,7 @@ class Engine:
             self.drain = install(self.scheduler, self.clock)
         for every_s, callback in (await periodic_callbacks(self.scheduler)).values():
             self.agenda.at(every_s, self._periodically, every_s, callback)
+        self.later(heartbeat_interval(len(self.sites)), self._heartbeats)
         self._plan()
         self._n_open = len(self.workload.jobs)
         agenda, network, clock = self.agenda, self.network, self.clock
@@ -377,7 +405,7 @@ class Engine:
                 for task in job.tasks
             },
             keys=wanted.keys(),
-            ordered=ordered(job.tasks, keys),
+            ordered=ordered(job.tasks, keys, self.stable_hash),
             client=client,
             annotations_by_type=_annotations(job, keys),
             global_annotations=None,
@@ -494,7 +522,6 @@ class Engine:
         scheduler.stream_comms[address].connect(
             lambda messages: self._send_to_worker(worker, messages)
         )
-        self.later(heartbeat_interval(len(scheduler.workers)), self._heartbeat, worker)
 
     async def _worker_dies(self, death: WorkerDeath) -> None:
         worker = self._by_name.get(death.worker)
@@ -535,20 +562,12 @@ class Engine:
         worker = self._by_address[address]
         return worker if worker.is_alive else None
 
-    def _heartbeat(self, worker: SimWorker) -> None:
-        if not worker.is_alive:
-            return
-        worker.heartbeat()
-        reply = self.scheduler.heartbeat_worker(
-            address=worker.address,
-            resolve_address=False,
-            now=self.clock.now_s,
-            metrics=worker.metrics(),
-            executing=worker.elapsed_s(),
-        )
-        interval_s = reply.get("heartbeat-interval")
-        if interval_s is not None:
-            self.later(interval_s, self._heartbeat, worker)
+    def _heartbeats(self) -> None:
+        """Every worker tells how it is, at the interval that the scheduler asks for."""
+        for worker in list(self._by_name.values()):
+            if worker.is_alive and worker.address in self.scheduler.workers:
+                worker.heartbeat(self.scheduler)
+        self.later(heartbeat_interval(len(self.scheduler.workers)), self._heartbeats)
 
     # --- messages between scheduler and workers
 
