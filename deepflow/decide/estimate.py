@@ -49,6 +49,8 @@ MAX_FLOWS: Final = 256
 MAX_TASKS_PER_FLOW: Final = 2048
 
 _RECENT: Final = 16
+_LOOK_EVERY: Final = 8
+"""Observations between two looks at what is an outlier and at the slope, once there are enough."""
 _CUT: Final = 3.0
 _LEAST_DEVIATION: Final = 0.1
 """Of the logarithm: below this nothing is an outlier."""
@@ -85,10 +87,14 @@ class _Line(NamedTuple):
 class _Cell:
     """Weighted moments of x = ln input bytes and y = ln of what was seen; robust and fading."""
 
-    __slots__ = ("mean_x", "mean_y", "n_seen", "recent", "sxx", "sxy", "syy", "weight")
+    __slots__ = (
+        *("high", "low", "n_seen", "recent"),
+        *("mean_x", "mean_y", "sxx", "sxy", "syy", "weight"),
+    )
 
     def __init__(self) -> None:
         self.n_seen = 0
+        self.low = self.high = 0.0
         self.weight = 0.0
         self.mean_x = self.mean_y = 0.0
         self.sxx = self.sxy = self.syy = 0.0
@@ -100,13 +106,14 @@ class _Cell:
         self.recent.append((x, y))
         if len(self.recent) > _RECENT:
             del self.recent[0]
-        low, high = _bounds([b - slope * a for a, b in self.recent])
+        if self.n_seen <= _RECENT or not self.n_seen % _LOOK_EVERY:
+            self.low, self.high = _bounds([b - slope * a for a, b in self.recent])
         if self.n_seen <= _RECENT:
             self.weight = self.mean_x = self.mean_y = self.sxx = self.sxy = self.syy = 0.0
             for a, b in self.recent:
-                self._put(a, min(max(b - slope * a, low), high) + slope * a)
+                self._put(a, slope * a + min(max(b - slope * a, self.low), self.high))
         else:
-            self._put(x, min(max(y - slope * x, low), high) + slope * x)
+            self._put(x, slope * x + min(max(y - slope * x, self.low), self.high))
 
     def _put(self, x: float, y: float) -> None:
         weight = self.weight + 1.0
@@ -144,19 +151,23 @@ class _Cell:
         self.weight = weight
         self._fade()
         self.n_seen += other.n_seen
+        low, high = (self.low, self.high) if self.n_seen else (other.low, other.high)
+        self.low, self.high = min(low, other.low), max(high, other.high)
         both = sorted(self.recent + other.recent)
         n_kept = min(len(both), _RECENT)
         self.recent = [both[(2 * i + 1) * len(both) // (2 * n_kept)] for i in range(n_kept)]
 
     def to_list(self) -> list[Any]:
         moments = [self.weight, self.mean_x, self.mean_y, self.sxx, self.sxy, self.syy]
-        return [self.n_seen, moments, [list(pair) for pair in self.recent]]
+        bounds = [self.low, self.high]
+        return [self.n_seen, bounds, moments, [list(pair) for pair in self.recent]]
 
     @classmethod
     def from_list(cls, saved: list[Any]) -> _Cell:
         cell = cls()
-        n_seen, moments, recent = saved
+        n_seen, bounds, moments, recent = saved
         cell.n_seen = int(n_seen)
+        cell.low, cell.high = map(float, bounds)
         cell.weight, cell.mean_x, cell.mean_y, cell.sxx, cell.sxy, cell.syy = map(float, moments)
         cell.recent = [(float(x), float(y)) for x, y in recent]
         return cell
@@ -195,16 +206,31 @@ def _slope_and_variance(cells: Iterable[_Cell]) -> tuple[float, float]:
 class _Task:
     """What is known of one task: a cell for each class, and one for its output."""
 
-    __slots__ = ("cells", "lines", "output", "output_slope", "slope", "variance")
+    __slots__ = ("cells", "lines", "n_seen", "output", "output_slope", "slope", "variance")
 
     def __init__(self) -> None:
+        self.n_seen = 0
         self.cells: dict[str, _Cell] = {}
         self.output = _Cell()
+        self.lines: dict[str | None, _Line] = {}
         self.refresh()
 
+    def add(self, worker_class: str, x: float, ln_s: float, ln_bytes: float) -> None:
+        """Learn from one run."""
+        cell = self.cells.get(worker_class)
+        if cell is None:
+            cell = self.cells[worker_class] = _Cell()
+        cell.add(x, ln_s, self.slope)
+        self.output.add(x, ln_bytes, self.output_slope)
+        self.n_seen += 1
+        if self.n_seen <= _RECENT or not self.n_seen % _LOOK_EVERY:
+            self.refresh()
+        elif self.lines:
+            self.lines = {}
+
     def refresh(self) -> None:
-        """Forget predictions made before something was learned."""
-        self.lines: dict[str | None, _Line] = {}
+        """Look at the slopes and the noise again. O(classes)."""
+        self.lines = {}
         self.slope, self.variance = _slope_and_variance(self.cells.values())
         self.output_slope, _ = _slope_and_variance((self.output,))
 
@@ -238,7 +264,7 @@ class _Flow:
             self.output_mean = sum(task.output.mean_y for task in tasks) / len(means)
         for task in tasks:
             task.lines = {}
-        self.next_fit = self.n_seen + 1 + min(self.n_seen // 10, _MOST_STEP)
+        self.next_fit = self.n_seen + 1 + min(self.n_seen // 5, _MOST_STEP)
 
 
 def _mean(task: _Task, effects: Mapping[str, float]) -> float:
@@ -256,24 +282,35 @@ def _class_effects(
     Least squares for level[t, c] = task[t] + class[c] with the tasks eliminated, so that only
     tasks that ran on several classes count.
     """
-    seen = [task for task in tasks if task.cells]
-    names = sorted(set(chain.from_iterable(task.cells for task in seen)))
-    at = {name: i for i, name in enumerate(names)}
-    matrix = np.eye(len(names)) / spread**2
-    right = np.zeros(len(names))
-    for task in seen:
-        if len(task.cells) < 2:
+    right: dict[str, float] = {}
+    matrix: dict[tuple[str, str], float] = {}
+    for task in tasks:
+        levels = []
+        total = mean = 0.0
+        for name in task.cells:
+            level, weight = task.level(name)
+            level -= prior.get(name, 0.0)
+            right.setdefault(name, 0.0)
+            levels.append((name, level, weight))
+            total += weight
+            mean += weight * level
+        if len(levels) < 2:
             continue
-        where = [at[name] for name in task.cells]
-        levels, weights = np.array([task.level(name) for name in task.cells]).T
-        expected = np.array([prior.get(name, 0.0) for name in task.cells])
-        share = weights / weights.sum()
-        levels = levels - expected
-        matrix[np.ix_(where, where)] += np.diag(weights) - np.outer(weights, share)
-        right[where] += weights * (levels - share @ levels)
-    effects = np.linalg.solve(matrix, right) if names else right
-    learned = {name: prior.get(name, 0.0) + float(effects[at[name]]) for name in names}
-    return {**prior, **learned}
+        mean /= total
+        for name, level, weight in levels:
+            right[name] += weight * (level - mean)
+            matrix[name, name] = matrix.get((name, name), 0.0) + weight
+            for other, _, of_other in levels:
+                pair = name, other
+                matrix[pair] = matrix.get(pair, 0.0) - weight * of_other / total
+    if not matrix:
+        return {**dict.fromkeys(right, 0.0), **prior}
+    names = sorted(right)
+    square = np.array([[matrix.get((a, b), 0.0) for b in names] for a in names])
+    ridge = np.eye(len(names)) / spread**2
+    effects = np.linalg.solve(square + ridge, [right[name] for name in names])
+    learned = (prior.get(name, 0.0) + float(e) for name, e in zip(names, effects, strict=True))
+    return {**prior, **dict(zip(names, learned, strict=True))}
 
 
 class Estimates:
@@ -310,16 +347,15 @@ class Estimates:
             )
         of_flow = self._flow(flow)
         of_task = of_flow.tasks.pop(task, None) or _Task()
-        of_flow.tasks[task] = of_task
+        of_flow.tasks[task] = of_task  # the one seen last is last
         if len(of_flow.tasks) > MAX_TASKS_PER_FLOW:
             del of_flow.tasks[next(iter(of_flow.tasks))]
-        cell = of_task.cells.get(worker_class)
-        if cell is None:
-            cell = of_task.cells[worker_class] = _Cell()
-        x = math.log(_SIZE_OFFSET_BYTES + max(0.0, input_bytes))
-        cell.add(x, math.log(max(run_s, _SHORTEST_S)), of_task.slope)
-        of_task.output.add(x, math.log1p(max(0.0, output_bytes)), of_task.output_slope)
-        of_task.refresh()
+        of_task.add(
+            worker_class,
+            math.log(_SIZE_OFFSET_BYTES + max(0.0, input_bytes)),
+            math.log(max(run_s, _SHORTEST_S)),
+            math.log1p(max(0.0, output_bytes)),
+        )
         of_flow.n_seen += 1
         self._n_seen += 1
         self._fit_when_due(of_flow)
@@ -420,6 +456,7 @@ class Estimates:
                 for worker_class, cell in of_theirs.cells.items():
                     of_task.cells.setdefault(worker_class, _Cell()).merge(cell)
                 of_task.output.merge(of_theirs.output)
+                of_task.n_seen += of_theirs.n_seen
                 of_task.refresh()
             ours.n_seen += theirs.n_seen
         self._n_seen += other._n_seen
@@ -447,6 +484,9 @@ class Estimates:
                     "effects": flow.effects,
                     "tasks": {
                         task: {
+                            "n_seen": of_task.n_seen,
+                            "slopes": [of_task.slope, of_task.output_slope],
+                            "variance": of_task.variance,
                             "output": of_task.output.to_list(),
                             "classes": {c: cell.to_list() for c, cell in of_task.cells.items()},
                         }
@@ -493,7 +533,9 @@ class Estimates:
                 task_.cells = {
                     c: _Cell.from_list(cell) for c, cell in of_task_saved["classes"].items()
                 }
-                task_.refresh()
+                task_.n_seen = int(of_task_saved["n_seen"])
+                task_.slope, task_.output_slope = map(float, of_task_saved["slopes"])
+                task_.variance = float(of_task_saved["variance"])
 
 
 def _line(flow: _Flow, task: _Task, worker_class: str | None) -> _Line:
