@@ -60,6 +60,7 @@ Z_90 = 1.2816
 class Run:
     """One task that ran on a worker."""
 
+    job: str
     flow: str
     task: str
     worker_class: str
@@ -82,13 +83,20 @@ class Model:
 
     def __init__(self) -> None:
         self.estimates = Estimates()
+        self.job = ""
 
     def observe(self, run: Run) -> None:
+        if run.job != self.job:
+            self.estimates.begin_run(run.flow)
+            self.job = run.job
         self.estimates.observe(
             run.flow, run.task, run.worker_class, run.run_s, run.input_bytes, run.output_bytes
         )
 
     def run_s(self, run: Run, worker_class: str) -> float:
+        if run.job != self.job:
+            self.estimates.begin_run(run.flow)
+            self.job = run.job
         return self.estimates.run_s(run.flow, run.task, worker_class, run.input_bytes)
 
 
@@ -192,7 +200,16 @@ def play(job: SimJob, seed: int) -> list[Run]:
         read_bytes = task.input_bytes + sum(output_bytes[key] for key in task.depends_on)
         run_s = true_s[worker_class] * math.exp(rng.gauss(0, NOISE))
         runs.append(
-            Run(job.flow, task.task, worker_class, read_bytes, task.output_bytes, true_s, run_s)
+            Run(
+                job.run,
+                job.flow,
+                task.task,
+                worker_class,
+                read_bytes,
+                task.output_bytes,
+                true_s,
+                run_s,
+            )
         )
     return runs
 
