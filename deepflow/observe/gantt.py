@@ -98,20 +98,18 @@ def _lanes_of(worker: WorkerTrail, end_s: float) -> list[Lane]:
     ]
 
 
-def task_colours(trails: Sequence[Trail]) -> dict[str, str]:
-    """A colour for each of the tasks that took most time; the others have `OTHER`.
+def task_colours(trails: Sequence[Trail], most: int = len(PALETTE)) -> dict[str, str]:
+    """A colour for each of the tasks that took most time, at most `most`; the others have `OTHER`.
 
-    All get their own where there are as many colours.
+    In the order of the time they took.
     """
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for trail in trails:
-        for task in trail.tasks.values():
-            seconds[task.task] += sum(a.run_s or 0.0 for a in task.attempts)  # type: ignore[assignment]
-    most = [name for name, _ in seconds.most_common()]
-    return {
-        name: PALETTE[i] if i < len(PALETTE) - (len(most) > len(PALETTE)) else OTHER
-        for i, name in enumerate(most)
-    }
+        for worker in trail.workers.values():
+            for attempt in worker.attempts:
+                seconds[attempt.task] = seconds.get(attempt.task, 0.0) + (attempt.run_s or 0.0)
+    names = sorted(seconds, key=lambda name: -seconds[name])
+    return {name: PALETTE[i] if i < most else OTHER for i, name in enumerate(names)}
 
 
 def time_unit(span_s: float) -> tuple[str, float]:
