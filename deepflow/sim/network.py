@@ -32,6 +32,7 @@ Names, for `LinkFailure`: links `nic:<host>`, `process:<host>`, `rack-uplink:<zo
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -43,7 +44,7 @@ from zlib import crc32
 from deepflow.errors import ConfigurationError, nearest
 from deepflow.sim.cluster import ClusterSpec, NetworkSpec
 
-__all__ = ["Distance", "HostSite", "Network", "distance", "sites"]
+__all__ = ["TOPOLOGIES", "Distance", "HostSite", "Network", "distance", "sites"]
 
 EDGE = "edge"
 TOPOLOGIES = ("tiers", "fat-tree", "three-layer")
@@ -158,7 +159,9 @@ class _Wiring:
         self.site = {host.host: host for host in hosts}
         self._behind: list[float] = []
         """Of each cable, what the hosts on its lower side can send together."""
+        self._edge_zones = {host.zone for host in self.site.values() if host.tier == EDGE}
         self._check()
+        self._set_widths()
         self._build()
         self.can_fill = tuple(
             2 * cable + way
@@ -171,14 +174,13 @@ class _Wiring:
         spec = self.spec
         if spec.topology not in TOPOLOGIES:
             close = nearest(spec.topology, TOPOLOGIES)
-            hint = (
-                f"; did you mean {close!r}?" if close else f"; use one of {', '.join(TOPOLOGIES)}"
-            )
-            raise ConfigurationError(f"{spec.topology!r} is not a topology{hint}")
-        tiers: dict[str, set[bool]] = {}
-        for host in self.site.values():
-            tiers.setdefault(host.zone, set()).add(host.tier == EDGE)
-        mixed = [zone for zone, found in tiers.items() if len(found) > 1]
+            hint = f"did you mean {close!r}?" if close else f"use one of {', '.join(TOPOLOGIES)}"
+            raise ConfigurationError(f"{spec.topology!r} is not a topology; {hint}")
+        mixed = [
+            host.zone
+            for host in self.site.values()
+            if host.tier != EDGE and host.zone in self._edge_zones
+        ]
         if mixed:
             raise ConfigurationError(
                 f"zone {mixed[0]!r} has hosts of tier 'edge' and others; a zone is wholly of tier "
@@ -199,51 +201,41 @@ class _Wiring:
             self.cables_at.setdefault(switch, []).append(cable)
 
     def _build(self) -> None:
+        """Lay the cables: of hosts, then of racks, then of zones."""
         spec = self.spec
         nic_of_rack: dict[tuple[str, str], float] = {}
         nic_of_zone: dict[str, float] = {}
-        edge_zones: dict[str, bool] = {}
         for host in self.site.values():
             access = f"access:{host.zone}/{host.rack}"
-            # What two workers of one host pass each other; alone it is never above its capacity.
+            # A flow is alone at its host's own links in the worst case: they can always be full.
             self._add(f"process:{host.host}", spec.process_bytes_per_s, (), math.inf)
             self._add(f"nic:{host.host}", host.nic_bytes_per_s, (access,), math.inf)
             rack = (host.zone, host.rack)
             nic_of_rack[rack] = nic_of_rack.get(rack, 0.0) + host.nic_bytes_per_s
             nic_of_zone[host.zone] = nic_of_zone.get(host.zone, 0.0) + host.nic_bytes_per_s
-            edge_zones[host.zone] = host.tier == EDGE
-        self._widths(edge_zones, nic_of_rack)
         for (zone, rack_name), nic in nic_of_rack.items():
             access = f"access:{zone}/{rack_name}"
+            width = spec.rack_uplink_bytes_per_s
             if self._is_tree(zone):
-                name = f"rack-uplink:{zone}/{rack_name}"
-                self._add(name, spec.rack_uplink_bytes_per_s, (access, f"zone:{zone}"), nic)
+                self._add(f"rack-uplink:{zone}/{rack_name}", width, (access, f"zone:{zone}"), nic)
                 continue
             for a in range(self._n_aggregation):
                 above = f"aggregation:{zone}/{a}"
-                width = spec.rack_uplink_bytes_per_s / self._n_aggregation
-                self._add(f"{access}={above}", width, (access, above), nic)
+                self._add(f"{access}={above}", width / self._n_aggregation, (access, above), nic)
         for zone, nic in nic_of_zone.items():
-            if edge_zones[zone]:
-                self._add(
-                    f"edge-uplink:{zone}", spec.edge_uplink_bytes_per_s, (f"zone:{zone}",), nic
-                )
-            elif self._is_tree(zone):
-                self._add(
-                    f"zone-uplink:{zone}", spec.zone_uplink_bytes_per_s, (f"zone:{zone}",), nic
-                )
-            else:
-                uplinks = [(a, c) for a in range(self._n_aggregation) for c in self._cores(a)]
-                for a, c in uplinks:
-                    below, above = f"aggregation:{zone}/{a}", f"core:{c}"
-                    width = spec.zone_uplink_bytes_per_s / len(uplinks)
-                    self._add(f"{below}={above}", width, (below, above), nic)
+            width = spec.zone_uplink_bytes_per_s
+            if zone in self._edge_zones:
+                width = spec.edge_uplink_bytes_per_s
+            if self._is_tree(zone):
+                self._add(self._zone_uplink(zone), width, (f"zone:{zone}",), nic)
+                continue
+            uplinks = [(a, c) for a in range(self._n_aggregation) for c in self._cores(a)]
+            for a, c in uplinks:
+                below, above = f"aggregation:{zone}/{a}", f"core:{c}"
+                self._add(f"{below}={above}", width / len(uplinks), (below, above), nic)
 
-    def _widths(
-        self, edge_zones: Mapping[str, bool], racks: Mapping[tuple[str, str], float]
-    ) -> None:
+    def _set_widths(self) -> None:
         """How many switches there are in each layer; refuses what a fat-tree has no ports for."""
-        self._edge_zones = edge_zones
         self._n_aggregation, self._n_core = 2, 2
         if self.spec.topology != "fat-tree":
             return
@@ -252,24 +244,24 @@ class _Wiring:
             raise ConfigurationError(f"fat_tree_k={k} cannot be; use an even number from 2")
         half = k // 2
         self._n_aggregation, self._n_core = half, half * half
-        pods: dict[str, int] = {zone: 0 for zone, is_edge in edge_zones.items() if not is_edge}
-        hosts: dict[tuple[str, str], int] = dict.fromkeys(racks, 0)
-        for zone, _ in racks:
-            if zone in pods:
-                pods[zone] += 1
-        for host in self.site.values():
-            hosts[(host.zone, host.rack)] += 1
-        most_hosts = max((n for (zone, _), n in hosts.items() if zone in pods), default=0)
-        needed = max(len(pods), 2 * max(pods.values(), default=0), 2 * most_hosts)
+        inside = [host for host in self.site.values() if host.zone not in self._edge_zones]
+        hosts = Counter((host.zone, host.rack) for host in inside)
+        racks = Counter(zone for zone, _ in hosts)
+        most_hosts = max(hosts.values(), default=0)
+        most_racks = max(racks.values(), default=0)
+        needed = max(len(racks), 2 * most_racks, 2 * most_hosts)
         if needed > k:
             raise ConfigurationError(
                 f"a fat-tree of k={k} has {k} zones of {half} racks of {half} hosts; here are "
-                f"{len(pods)} zones of up to {max(pods.values(), default=0)} racks of up to "
-                f"{most_hosts} hosts: use fat_tree_k={needed + needed % 2}"
+                f"{len(racks)} zones of up to {most_racks} racks of up to {most_hosts} hosts: "
+                f"use fat_tree_k={needed + needed % 2}"
             )
 
+    def _zone_uplink(self, zone: str) -> str:
+        return f"{'edge' if zone in self._edge_zones else 'zone'}-uplink:{zone}"
+
     def _is_tree(self, zone: str) -> bool:
-        return self.spec.topology == "tiers" or self._edge_zones[zone]
+        return self.spec.topology == "tiers" or zone in self._edge_zones
 
     def _cores(self, aggregation: int) -> range:
         """The core switches that the aggregation switch of this number is joined to."""
@@ -286,12 +278,11 @@ class _Wiring:
         if (source.zone, source.rack) == (target.zone, target.rack):
             return [(first, last)]
         if source.zone == target.zone:
-            turns: list[tuple[int, int | None]]
-            if self._is_tree(source.zone):
-                turns = [(0, None)]
-            else:
-                turns = [(a, None) for a in range(self._n_aggregation)]
-            middle = [self._climb(source, *t) + self._descend(target, *t) for t in turns]
+            n_turns = 1 if self._is_tree(source.zone) else self._n_aggregation
+            middle = [
+                self._climb(source, a, None) + self._descend(target, a, None)
+                for a in range(n_turns)
+            ]
         else:
             middle = [
                 self._climb(source, a, c) + self._descend(target, b, c)
@@ -315,7 +306,7 @@ class _Wiring:
         if self._is_tree(zone):
             names = [f"rack-uplink:{zone}/{site.rack}"]
             if core is not None:
-                names.append(f"{'edge' if self._edge_zones[zone] else 'zone'}-uplink:{zone}")
+                names.append(self._zone_uplink(zone))
         else:
             above = f"aggregation:{zone}/{aggregation}"
             names = [f"access:{zone}/{site.rack}={above}"]
