@@ -68,6 +68,7 @@ class TaskTrail:
     input_bytes: int = 0
     needs: tuple[tuple[str, float], ...] = ()
     soft_gpu: float = 0.0
+    priority: int = 0
     n_runs: int = 1
     ready_s: float | None = None
     """When it was submitted and all its inputs had finished; None: they have not. An input that
@@ -418,6 +419,7 @@ def _task_trail(
         input_bytes=of.input_bytes,
         needs=of.needs,
         soft_gpu=of.soft_gpu,
+        priority=of.priority,
         n_runs=of.n_runs,
         ready_s=ready_s,
         placed_s=placed.at_s if placed else None,

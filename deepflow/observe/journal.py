@@ -51,8 +51,7 @@ class Header:
     """What its times are: seconds of Unix time, or virtual seconds of a simulation."""
     deepflow: str
     """The version that wrote it."""
-    version: int = VERSION
-    format: str = FORMAT
+    version: int
 
 
 class JournalWriter:
@@ -85,7 +84,8 @@ class JournalWriter:
         if _is_compressed(self.path):
             compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
             self._out = compressor.stream_writer(self._raw)
-        self._out.write(orjson.dumps(Header(clock, __version__)) + b"\n")
+        head = {"format": FORMAT, "version": VERSION, "clock": clock, "deepflow": __version__}
+        self._out.write(orjson.dumps(head) + b"\n")
         self.flush()
 
     def write(self, event: Event) -> None:

@@ -1,0 +1,279 @@
+"""Why things ran where and when they did: summaries and stories told from a trail.
+
+Values first (`task_summaries`, `longest_waits`, `story_of`), for programs and for any way of
+showing them; the commands and artifacts print these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import pairwise
+from statistics import median
+from typing import Final
+
+from deepflow.decide.events import Candidate
+from deepflow.decide.trail import TaskTrail, Trail
+from deepflow.errors import JournalError, nearest
+
+__all__ = ["Reason", "Story", "TaskSummary", "Wait", "find_runs", "find_tasks", "in_seconds"]
+__all__ += ["longest_waits", "reasons_it_waited", "story_of", "task_summaries"]
+
+_SHOWN_NAMES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """All tasks of one name in a trail. Times in seconds."""
+
+    task: str
+    n: int
+    n_finished: int
+    n_attempts: int
+    median_run_s: float | None
+    """None: none finished."""
+    median_wait_s: float | None
+    """None: none began."""
+    longest_wait_s: float | None
+    total_run_s: float
+    """Of all attempts, also those that failed."""
+    ran_on: tuple[tuple[str, int], ...]
+    """Worker class and how many finished there, most first."""
+    moved_bytes: int
+    """Copied from worker to worker for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A part of a wait, and what it was spent on."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One task that waited."""
+
+    key: str
+    task: str
+    run: str
+    worker: str | None
+    wait_s: float
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One task, told from end to end. Times in seconds since the first submit of its run."""
+
+    key: str
+    task: str
+    flow: str
+    run: str
+    worker: str | None
+    worker_class: str
+    submitted_s: float
+    ready_s: float | None
+    placed_s: float | None
+    started_s: float | None
+    finished_s: float | None
+    wait_s: float | None
+    run_s: float | None
+    transfer_s: float
+    transfer_bytes: int
+    policy: str
+    reason: str
+    """Why it was placed there, where the scores do not say it."""
+    candidates: tuple[Candidate, ...]
+    reasons_it_waited: tuple[Reason, ...]
+    failures: tuple[tuple[str, str], ...]
+    """Worker and cause of each attempt that failed."""
+
+
+def task_summaries(trail: Trail) -> tuple[TaskSummary, ...]:
+    """One row for each name of a task, the one that took most time first."""
+    by_name: dict[str, list[TaskTrail]] = {}
+    for task in trail.tasks.values():
+        by_name.setdefault(task.task, []).append(task)
+    rows = (_summary(trail, name, tasks) for name, tasks in by_name.items())
+    return tuple(sorted(rows, key=lambda row: -row.total_run_s))
+
+
+def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary:
+    runs_s = _known(task.run_s for task in tasks)
+    waits_s = _known(task.wait_s for task in tasks)
+    ran_on = Counter(_class_of(trail, task) for task in tasks if task.finished_s is not None)
+    return TaskSummary(
+        task=name,
+        n=len(tasks),
+        n_finished=len(runs_s),
+        n_attempts=sum(len(task.attempts) for task in tasks),
+        median_run_s=median(runs_s) if runs_s else None,
+        median_wait_s=median(waits_s) if waits_s else None,
+        longest_wait_s=max(waits_s, default=None),
+        total_run_s=sum(a.run_s or 0.0 for task in tasks for a in task.attempts),
+        ran_on=tuple(ran_on.most_common()),
+        moved_bytes=sum(task.transfer_bytes for task in tasks),
+    )
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _class_of(trail: Trail, task: TaskTrail) -> str:
+    worker = trail.workers.get(task.worker or "")
+    return (worker.worker_class if worker else "") or "class unknown"
+
+
+def longest_waits(trail: Trail, most: int) -> tuple[Wait, ...]:
+    """The tasks that waited longest from ready to start, those that did not wait left out."""
+    waits = ((task.wait_s or 0.0, task) for task in trail.tasks.values())
+    longest = nlargest(most, waits, key=lambda pair: pair[0])
+    return tuple(
+        Wait(task.key, task.task, task.run, task.worker, wait_s, reasons_it_waited(trail, task))
+        for wait_s, task in longest
+        if wait_s > 0
+    )
+
+
+def reasons_it_waited(trail: Trail, task: TaskTrail) -> tuple[Reason, ...]:
+    """What its wait was spent on, the longest part first. O(attempts of its worker).
+
+    From ready until it was given to a worker: what the policy said when it held it back. From then
+    until it began: its inputs on the wire, and the rest of the time in the worker's queue. Inputs
+    that travelled while it was in the queue anyway count as travel.
+    """
+    if task.ready_s is None:
+        missing = [
+            key
+            for key in task.depends_on
+            if key in trail.tasks and trail.tasks[key].finished_s is None
+        ]
+        return (Reason(0.0, f"it never became ready: {_some(missing)} did not finish"),)
+    until_s = trail.end_s if task.started_s is None else task.started_s
+    given_s = until_s if task.placed_s is None else min(max(task.placed_s, task.ready_s), until_s)
+    parts = _before_placing(task, task.ready_s, given_s)
+    travel_s = min(task.transfer_s, until_s - given_s)
+    if travel_s > 0:
+        parts.append(Reason(travel_s, "its inputs were on the way"))
+    if until_s - given_s - travel_s > 0:
+        parts.append(_in_queue(trail, task, given_s, until_s, travel_s))
+    return tuple(sorted(parts, key=lambda part: -part.seconds))
+
+
+def _before_placing(task: TaskTrail, ready_s: float, given_s: float) -> list[Reason]:
+    """Each hold lasts until the next one."""
+    spans: dict[str, float] = {}
+    marks = [(max(at_s, ready_s), f"held back: {why}") for at_s, why in task.holds]
+    marks = [(ready_s, "not yet given to a worker"), *marks, (given_s, "")]
+    for (from_s, why), (to_s, _) in pairwise(marks):
+        seconds = min(to_s, given_s) - min(from_s, given_s)
+        if seconds > 0:
+            spans[why] = spans.get(why, 0.0) + seconds
+    return [Reason(seconds, why) for why, seconds in spans.items()]
+
+
+def _in_queue(
+    trail: Trail, task: TaskTrail, given_s: float, until_s: float, travel_s: float
+) -> Reason:
+    worker = trail.workers.get(task.attempts[0].worker) if task.attempts else None
+    ahead = sum(
+        a.key != task.key and a.stopped_s is not None and given_s < a.stopped_s <= until_s
+        for a in (worker.attempts if worker else ())
+    )
+    where = f"in the queue of {worker.worker}" if worker else "in the queue of a worker"
+    behind = f", behind {ahead} task{'s' * (ahead != 1)}" if ahead else ""
+    return Reason(until_s - given_s - travel_s, where + behind)
+
+
+def story_of(trail: Trail, key: str) -> Story:
+    """One task from end to end; `key` is a key of the trail."""
+    task = trail.tasks[key]
+    begin_s = trail.runs[task.run].first_submit_s
+
+    def since(at_s: float | None) -> float | None:
+        return None if at_s is None else at_s - begin_s
+
+    return Story(
+        key=task.key,
+        task=task.task,
+        flow=task.flow,
+        run=task.run,
+        worker=task.worker,
+        worker_class=_class_of(trail, task) if task.worker else "",
+        submitted_s=task.submitted_s - begin_s,
+        ready_s=since(task.ready_s),
+        placed_s=since(task.placed_s),
+        started_s=since(task.started_s),
+        finished_s=since(task.finished_s),
+        wait_s=task.wait_s,
+        run_s=task.run_s,
+        transfer_s=task.transfer_s,
+        transfer_bytes=task.transfer_bytes,
+        policy=task.policy,
+        reason=task.reason,
+        candidates=task.candidates,
+        reasons_it_waited=reasons_it_waited(trail, task),
+        failures=tuple((a.worker, a.cause) for a in task.attempts if a.outcome == "failed"),
+    )
+
+
+def find_runs(trail: Trail, wanted: str) -> tuple[str, ...]:
+    """The runs that are called so: by id or name, else by its beginning, else all of that flow.
+
+    Raises :class:`JournalError` for none, or where a beginning fits several runs of several flows.
+    """
+    if wanted in trail.runs:
+        return (wanted,)
+    begin = [run for run in trail.runs if run.startswith(wanted)]
+    if len(begin) == 1:
+        return tuple(begin)
+    of_flow = [run for run, told in trail.runs.items() if told.flow == wanted]
+    if of_flow:
+        return tuple(of_flow)
+    if begin:
+        raise JournalError(
+            f"{wanted!r} begins the names of {len(begin)} runs ({_some(begin)}); say more of it"
+        )
+    known = [*trail.runs, *dict.fromkeys(told.flow for told in trail.runs.values())]
+    close = nearest(wanted, known)
+    advice = f"did you mean {close!r}?" if close else f"there are: {_some(list(trail.runs))}"
+    raise JournalError(f"no run of the journal is called {wanted!r}; {advice}")
+
+
+def find_tasks(trail: Trail, wanted: str) -> tuple[TaskTrail, ...]:
+    """The tasks that are called so: by key, else by name, else by a part of the key.
+
+    Raises :class:`JournalError` for none.
+    """
+    if wanted in trail.tasks:
+        return (trail.tasks[wanted],)
+    tasks = trail.tasks.values()
+    found = [task for task in tasks if task.task == wanted] or [
+        task for task in tasks if wanted in task.key
+    ]
+    if found:
+        return tuple(found)
+    names = list(dict.fromkeys(task.task for task in tasks))
+    close = nearest(wanted, [*names, *trail.tasks])
+    advice = f"did you mean {close!r}?" if close else f"its tasks are: {_some(names)}"
+    raise JournalError(f"no task of the run is called {wanted!r}; {advice}")
+
+
+def in_seconds(seconds: float | None) -> str:
+    """A time as a person reads it: `12 ms`, `3.4 s`, `5.2 min`, `1.3 h`; `-` for None."""
+    if seconds is None:
+        return "-"
+    for unit, size, below in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 180.0)):
+        if abs(seconds) < below:
+            return f"{seconds / size:.3g} {unit}" if seconds else "0 s"
+    return f"{seconds / 60:.3g} min" if abs(seconds) < 10_800 else f"{seconds / 3600:.3g} h"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
