@@ -504,6 +504,10 @@ class Estimates:
         cell = of_task.cells.get(worker_class) if of_task else None
         return cell.n_seen if cell else 0
 
+    def knows(self, flow: str) -> bool:
+        """Whether any task of the flow was seen."""
+        return flow in self._flows
+
     def is_known(self, flow: str, task: str) -> bool:
         """Whether a run of the task was seen on any class."""
         return self._task(flow, task) is not None
