@@ -8,6 +8,7 @@ from deepflow.decide.place.fragmentation import (
     GpuNode,
     GpuTask,
     GpuWorkload,
+    SharePrices,
     fragmentation,
     fragmentation_increase,
 )
@@ -112,3 +113,32 @@ def test_remembered_costs_are_those_of_a_fresh_look(some, kinds, steps, exact):
             np.testing.assert_allclose(now[0], then[0], atol=1e-6)
             able = np.isfinite(now[0])
             np.testing.assert_array_equal(now[1][able], then[1][able])
+
+
+shares = st.lists(st.integers(1, 100).map(lambda n: 10 * n), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(shares)
+def test_prices_are_a_bound_that_no_packing_beats(asked):
+    workload = GpuWorkload.observed(GpuTask(0, 1, share) for share in asked)
+    prices = SharePrices(workload)
+    every = np.arange(0, 1001, 10)
+    for share in {share for share in asked if share < 1000}:
+        able = every[every >= share]
+        assert (prices.waste_milli(able, share) >= -1e-3).all()
+    # First fit, any order: the GPUs it takes are worth at least the shares on them.
+    idle: list[int] = []
+    worth = 0.0
+    for share in asked:
+        if share == 1000:
+            continue
+        fits = [i for i, free in enumerate(idle) if free >= share]
+        if not fits:
+            idle.append(1000)
+            fits = [len(idle) - 1]
+        before = idle[fits[0]]
+        idle[fits[0]] -= share
+        worth += prices.price(share)
+        assert before >= share
+    assert worth <= len(idle) + 1e-6

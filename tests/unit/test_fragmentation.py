@@ -7,6 +7,7 @@ from deepflow.decide.place.fragmentation import (
     GpuNode,
     GpuTask,
     GpuWorkload,
+    SharePrices,
     best_fit_costs,
     dot_product_costs,
     fragmentation,
@@ -163,6 +164,66 @@ def test_clustering_goes_to_nodes_with_the_same_kind_first():
 def test_the_tightest_gpu_that_holds_the_task():
     cluster = GpuCluster([node(1000, 400, 600), node(500, 500)])
     assert tightest_gpus(cluster, HALF).tolist() == [2, 0]
+
+
+def sharing(**counts: int) -> GpuWorkload:
+    """Types of one shared GPU: `s650=3` is three tasks of 650 thousandths."""
+    return GpuWorkload.observed(
+        GpuTask(1_000, 1, int(name[1:])) for name, count in counts.items() for _ in range(count)
+    )
+
+
+def waste(prices: SharePrices, idle: int, share: int) -> float:
+    return prices.waste_milli(np.array([idle]), share)[0]
+
+
+def test_shares_that_fill_a_gpu_together_waste_nothing():
+    # More 600 than 400, so that 400 fills rests and costs nothing; 500 goes in pairs.
+    prices = SharePrices(sharing(s600=6, s400=4, s500=6))
+    assert waste(prices, 1000, 600) == pytest.approx(0)
+    assert waste(prices, 400, 400) == pytest.approx(0)
+    assert waste(prices, 500, 500) == pytest.approx(0)
+    # The half GPU could have held a 500; what is left of it holds nothing.
+    assert waste(prices, 500, 400) == pytest.approx(500)
+
+
+def test_a_share_that_only_fills_rests_has_no_price():
+    # 810 needs a GPU each; the few 160 fit into their rests, so one more costs nothing.
+    prices = SharePrices(sharing(s810=10, s160=2))
+    assert waste(prices, 190, 160) == pytest.approx(0)
+    assert waste(prices, 1000, 810) == pytest.approx(0)
+    assert waste(prices, 820, 160) == pytest.approx(1000)
+
+
+def test_scarce_small_shares_take_over_when_they_are_many():
+    # Far more 160 than rests: six of them fill a GPU, so each is worth a sixth, and 810 the rest.
+    prices = SharePrices(sharing(s810=1, s160=100))
+    assert waste(prices, 960, 160) == pytest.approx(0, abs=1e-3)
+    assert waste(prices, 190, 160) == pytest.approx(0, abs=1e-3)
+    assert waste(prices, 1000, 810) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_share_that_is_not_asked_for_is_charged_all_it_takes():
+    prices = SharePrices(sharing(s500=2))
+    assert waste(prices, 1000, 300) == pytest.approx(500)
+    assert waste(prices, 400, 300) == pytest.approx(0)
+
+
+def test_a_workload_without_sharing_has_whole_gpus_only():
+    prices = SharePrices(only(PAIR))
+    assert waste(prices, 1000, 300) == pytest.approx(1000)
+    assert waste(prices, 900, 300) == pytest.approx(0)
+
+
+def test_waste_is_added_to_the_growth():
+    workload = sharing(s600=6, s400=4, s500=6)
+    cluster = GpuCluster([node(500), node(400), node(1000)])
+    task = GpuTask(1_000, 1, 400)
+    plain = FragmentationDescent(cluster, workload, exact=True)
+    priced = FragmentationDescent(
+        cluster, workload, exact=True, prices=SharePrices(workload), price_weight=2
+    )
+    assert priced.costs(task)[0] - plain.costs(task)[0] == pytest.approx([1000, 0, 0])
 
 
 @pytest.mark.parametrize(
