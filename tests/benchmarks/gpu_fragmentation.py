@@ -13,7 +13,7 @@ of the trace; a figure at a load of x % is the mean over the arrivals at which t
 rounds to x. The order of arrival for a seed is the published one, draw for draw (`go_random`), and
 so is the order in which nodes win ties. The authors' scheduler compares whole scores from 0 to 100,
 so that near equals are ties as well; the policies of the comparison are scored likewise. All of
-them but random then meet the published figures to 0.01; random draws nodes from numpy's generator.
+them but random then meet the published figures to 0.01; random draws from numpy's generator.
 
 Two more: `fgd-exact` compares growths without that rounding, and is worse; `fgd-priced` adds the
 waste by `SharePrices` (of the whole trace, which FGD's measure sees as well). Its weight, 10, was
