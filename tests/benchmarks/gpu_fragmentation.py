@@ -17,17 +17,18 @@ them but random then meet the published figures to 0.01; random draws from numpy
 
 Two more: `fgd-exact` compares growths without that rounding, and is worse; `fgd-priced` adds the
 waste by `SharePrices` (of the whole trace, which FGD's measure sees as well). Its weight, 10, was
-chosen on seeds 142 to 149. On the published seeds, which took no part in that, it leaves 4.24 % of
-the GPUs fragmented at 130 %, and FGD 4.57 %: a difference of 0.33 (95 % bootstrap interval over
-seeds 0.27 to 0.39), less on every seed.
+chosen on seeds 142 to 149 (on the published ones only a weight of 1 had been tried before: 4.45 %).
+On the published seeds it leaves 4.24 % of the GPUs fragmented at 130 %, and FGD 4.57 %: a
+difference of 0.33 (95 % bootstrap interval over seeds 0.27 to 0.39), less on every seed.
 
 What 4.0 % would need. At 130 % nearly all that is idle is a fragment, so 4.0 % fragmented means
 96 % allocated. Cutting whole GPUs as well as can be into the shared pods of the trace, all known
-beforehand and with no regard to CPU, leaves 233 GPUs idle on the GPUs used: 3.75 %. 2.9 % are the
-rests of pods of 0.81 GPU, which only the few of 0.16 and less can use. What is left to gain online
-over `fgd-priced` is about 0.3 % lost to pairing and 0.2 % of GPUs idle for want of CPU on their
-node; 4.0 % takes nearly half of both, so it takes moving running pods, or knowing arrivals ahead. Below
-3.7 % it takes refusing pods of 0.81 that fit, or more small pods than the trace has.
+beforehand and with no regard to CPU, leaves 3.75 % of the cluster's GPUs idle (the last line that
+this prints). 2.9 % are the rests of pods of 0.81 GPU, which only the few of 0.16 and less can use.
+On seed 42 `fgd-priced` loses another 0.3 % to pairs that came in the wrong order, and 0.2 % are
+whole GPUs on nodes without CPU for them. 4.0 % takes nearly half of these two, which means moving
+running pods or knowing arrivals ahead, unless a better policy online is found. Below 3.7 % it takes
+refusing pods of 0.81 that fit, or more small pods than the trace has.
 """
 
 from __future__ import annotations
