@@ -183,7 +183,10 @@ class Session:
             return
         placing = Placing(self.client, self.settings, policy, self._run_logger())
         flow_run = FlowRunContext.get()
-        placing.register(flow_run.flow.name if flow_run and flow_run.flow else None)
+        placing.register(
+            flow_run.flow.name if flow_run and flow_run.flow else None,
+            flow_run.flow_run if flow_run else None,
+        )
         self.placing = placing
 
     def _make_cluster(self) -> Any:
@@ -334,7 +337,6 @@ class Session:
         seconds to finish.
         """
         dispatcher, settings = self.dispatcher, self.settings
-        flow_run = FlowRunContext.get()
         try:
             open_items = dispatcher.open_items()
             if open_items:
@@ -348,7 +350,7 @@ class Session:
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.placing is not None:
-                self.placing.finish(flow_run.flow_run if flow_run else None)
+                self.placing.finish()
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:
