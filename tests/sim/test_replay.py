@@ -191,7 +191,8 @@ def test_a_simulated_run_read_back_and_played_again_takes_as_long(tmp_path: Path
         assert fast.speed_for(kind) / slow.speed_for(kind) == pytest.approx(ratio, rel=1e-3)
     again = simulate(workload, cluster, seed=3)
     assert not again.unfinished
-    assert again.makespan_s == pytest.approx(first.makespan_s, rel=0.03)
+    # Keys are longer in a replay, and stock Dask breaks ties by them: one task of 6 s may move.
+    assert again.makespan_s == pytest.approx(first.makespan_s, abs=2.0)
 
 
 def test_reading_back_twice_gives_the_same_cluster() -> None:
