@@ -16,6 +16,8 @@ from deepflow.hints import Hints, hints
 if TYPE_CHECKING:
     from deepflow.decide.model import WorkerClass
     from deepflow.errors import DeepflowError
+    from deepflow.locate.resolvers import register_resolver
+    from deepflow.locate.shards import Shard, shards
     from deepflow.runner.client import DeepflowClient, get_async_dask_client, get_dask_client
     from deepflow.runner.future import DeepflowFuture
     from deepflow.runner.server import EmbeddedServer
@@ -31,9 +33,12 @@ _HOMES = {
     "DeepflowTaskRunner": "deepflow.runner.task_runner",
     "EmbeddedServer": "deepflow.runner.server",
     "Settings": "deepflow.settings",
+    "Shard": "deepflow.locate.shards",
     "WorkerClass": "deepflow.decide.model",
     "get_async_dask_client": "deepflow.runner.client",
     "get_dask_client": "deepflow.runner.client",
+    "register_resolver": "deepflow.locate.resolvers",
+    "shards": "deepflow.locate.shards",
 }
 
 __all__ = [
@@ -44,10 +49,13 @@ __all__ = [
     "EmbeddedServer",
     "Hints",
     "Settings",
+    "Shard",
     "WorkerClass",
     "get_async_dask_client",
     "get_dask_client",
     "hints",
+    "register_resolver",
+    "shards",
 ]
 
 

@@ -3,7 +3,7 @@
 Dask itself tries a task on `distributed.scheduler.allowed-failures` more workers before it says
 anything, counts also the tasks that only waited on the worker that died, and has one number for
 the whole cluster. With this plugin a task of ours that was on a worker that died errs at once, so
-that the driver counts, for each run, and lets innocent ones go again (`runner.dispatch`).
+that the driver counts, for each run, and lets innocent ones go again (`runner.losses`).
 
 It uses `TaskState.suspicious` and `Scheduler.allowed_failures` (distributed 2026.8,
 `Scheduler.remove_worker`) and overrides nothing.

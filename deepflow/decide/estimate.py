@@ -49,6 +49,8 @@ MAX_FLOWS: Final = 256
 MAX_TASKS_PER_FLOW: Final = 2048
 
 _RECENT: Final = 16
+_LOOK_EVERY: Final = 8
+"""Observations between two looks at what is an outlier and at the slope, once there are enough."""
 _CUT: Final = 3.0
 _LEAST_DEVIATION: Final = 0.1
 """Of the logarithm: below this nothing is an outlier."""
@@ -70,6 +72,15 @@ _MOST_SLOPE: Final = 1.5
 _RUN_ERROR: Final = 0.15
 """What the runs of a task in one flow run have in common."""
 
+_ALIKE: Final = 0.1
+"""How alike runs of a task within one flow run are: each one more tells less of other flow runs."""
+_RUN: Final = 0.3
+_RUN_WEIGHT: Final = 2.0
+_MOST_RUNS: Final = 32.0
+_LEAST_NOISE: Final = 0.2
+_MEDIAN: Final = math.pi / 2
+"""Variance of a median over that of a mean, of many normal values."""
+
 _MOST_STEP: Final = 256
 _NORMAL: Final = NormalDist()
 
@@ -82,56 +93,80 @@ class _Line(NamedTuple):
     deviation: float
 
 
+class _Fit(NamedTuple):
+    """What is predicted for one task."""
+
+    run_effect: float
+    mean: _Line
+    """On the mean class."""
+    of_class: dict[str, _Line]
+    """On each class that any task of the flow ran on, or any flow."""
+    unseen_deviation: float
+    """On a class that nothing is known of."""
+
+
 class _Cell:
     """Weighted moments of x = ln input bytes and y = ln of what was seen; robust and fading."""
 
-    __slots__ = ("mean_x", "mean_y", "n_seen", "recent", "sxx", "sxy", "syy", "weight")
+    __slots__ = (
+        *("high", "low", "n_in_run", "n_seen", "recent"),
+        *("mean_x", "mean_y", "sxx", "sxy", "syy", "weight"),
+    )
 
     def __init__(self) -> None:
-        self.n_seen = 0
+        self.n_seen = self.n_in_run = 0
+        self.low = self.high = 0.0
         self.weight = 0.0
         self.mean_x = self.mean_y = 0.0
         self.sxx = self.sxy = self.syy = 0.0
-        self.recent: list[tuple[float, float]] = []
+        self.recent: list[tuple[float, float, float]] = []
 
     def add(self, x: float, y: float, slope: float) -> None:
         """Learn one pair; `slope` is what is believed now, to tell outliers by. O(1)."""
         self.n_seen += 1
-        self.recent.append((x, y))
+        weight = 1.0 / (1.0 + _ALIKE * self.n_in_run)
+        self.n_in_run += 1
+        self.recent.append((x, y, weight))
         if len(self.recent) > _RECENT:
             del self.recent[0]
-        low, high = _bounds([b - slope * a for a, b in self.recent])
+        if self.n_seen <= _RECENT or not self.n_seen % _LOOK_EVERY:
+            self.low, self.high = _bounds([b - slope * a for a, b, _ in self.recent])
         if self.n_seen <= _RECENT:
             self.weight = self.mean_x = self.mean_y = self.sxx = self.sxy = self.syy = 0.0
-            for a, b in self.recent:
-                self._put(a, min(max(b - slope * a, low), high) + slope * a)
+            for a, b, of in self.recent:
+                self._put(a, slope * a + min(max(b - slope * a, self.low), self.high), of)
         else:
-            self._put(x, min(max(y - slope * x, low), high) + slope * x)
+            self._put(x, slope * x + min(max(y - slope * x, self.low), self.high), weight)
 
-    def _put(self, x: float, y: float) -> None:
-        weight = self.weight + 1.0
+    def _put(self, x: float, y: float, of: float) -> None:
+        weight = self.weight + of
         dx, dy = x - self.mean_x, y - self.mean_y
-        self.mean_x += dx / weight
-        self.mean_y += dy / weight
-        rest = self.weight / weight
+        share = of / weight
+        self.mean_x += dx * share
+        self.mean_y += dy * share
+        rest = self.weight * share
         self.sxx += rest * dx * dx
         self.sxy += rest * dx * dy
         self.syy += rest * dy * dy
         self.weight = weight
-        self._fade()
+        if weight > _MOST_WEIGHT:
+            self._fade()
+
+    def begin_run(self) -> None:
+        """What comes next is of another flow run."""
+        self.n_in_run = 0
 
     def _fade(self) -> None:
-        if self.weight > _MOST_WEIGHT:
-            keep = _MOST_WEIGHT / self.weight
-            self.weight = _MOST_WEIGHT
-            self.sxx *= keep
-            self.sxy *= keep
-            self.syy *= keep
+        keep = min(1.0, _MOST_WEIGHT / self.weight)
+        self.weight *= keep
+        self.sxx *= keep
+        self.sxy *= keep
+        self.syy *= keep
 
     def merge(self, other: _Cell) -> None:
         """Learn what another cell has learned."""
         weight = self.weight + other.weight
-        if not weight:
+        if not other.weight:
             return
         dx, dy = other.mean_x - self.mean_x, other.mean_y - self.mean_y
         rest = self.weight * other.weight / weight
@@ -143,6 +178,8 @@ class _Cell:
         self.mean_y += dy * share
         self.weight = weight
         self._fade()
+        low, high = (self.low, self.high) if self.n_seen else (other.low, other.high)
+        self.low, self.high = min(low, other.low), max(high, other.high)
         self.n_seen += other.n_seen
         both = sorted(self.recent + other.recent)
         n_kept = min(len(both), _RECENT)
@@ -150,15 +187,18 @@ class _Cell:
 
     def to_list(self) -> list[Any]:
         moments = [self.weight, self.mean_x, self.mean_y, self.sxx, self.sxy, self.syy]
-        return [self.n_seen, moments, [list(pair) for pair in self.recent]]
+        bounds = [self.low, self.high]
+        counts = [self.n_seen, self.n_in_run]
+        return [counts, bounds, moments, [list(pair) for pair in self.recent]]
 
     @classmethod
     def from_list(cls, saved: list[Any]) -> _Cell:
         cell = cls()
-        n_seen, moments, recent = saved
-        cell.n_seen = int(n_seen)
+        counts, bounds, moments, recent = saved
+        cell.n_seen, cell.n_in_run = map(int, counts)
+        cell.low, cell.high = map(float, bounds)
         cell.weight, cell.mean_x, cell.mean_y, cell.sxx, cell.sxy, cell.syy = map(float, moments)
-        cell.recent = [(float(x), float(y)) for x, y in recent]
+        cell.recent = [(float(x), float(y), float(weight)) for x, y, weight in recent]
         return cell
 
 
@@ -195,16 +235,72 @@ def _slope_and_variance(cells: Iterable[_Cell]) -> tuple[float, float]:
 class _Task:
     """What is known of one task: a cell for each class, and one for its output."""
 
-    __slots__ = ("cells", "lines", "output", "output_slope", "slope", "variance")
+    __slots__ = (
+        *("cells", "fit", "n_seen", "output", "output_slope", "slope", "variance"),
+        *("newest", "n_runs", "squares"),
+    )
 
     def __init__(self) -> None:
+        self.n_seen = 0
         self.cells: dict[str, _Cell] = {}
         self.output = _Cell()
+        self.fit: _Fit | None = None
+        self.newest: list[tuple[str, float, float]] = []
+        self.n_runs = 0.0
+        self.squares = 0.0
         self.refresh()
 
+    def add(self, worker_class: str, x: float, ln_s: float, ln_bytes: float) -> None:
+        """Learn from one run."""
+        cell = self.cells.get(worker_class)
+        if cell is None:
+            cell = self.cells[worker_class] = _Cell()
+        cell.add(x, ln_s, self.slope)
+        self.output.add(x, ln_bytes, self.output_slope)
+        self.newest.append((worker_class, x, ln_s))
+        if len(self.newest) > _RECENT:
+            del self.newest[0]
+        self.n_seen += 1
+        if self.n_seen <= _RECENT or not self.n_seen % _LOOK_EVERY:
+            self.refresh()
+        self.fit = None
+
+    def begin_run(self, effect: float) -> None:
+        """What the newest runs had in common, `effect`, ends; how large it was is remembered."""
+        if not self.newest:
+            return
+        self.newest = []
+        self.fit = None
+        self.output.begin_run()
+        for cell in self.cells.values():
+            cell.begin_run()
+        self._remember(1.0, effect * effect)
+
+    def merge(self, other: _Task, effect: float) -> None:
+        """Learn what another has learned; `effect` is that of its newest run."""
+        for worker_class, cell in other.cells.items():
+            self.cells.setdefault(worker_class, _Cell()).merge(cell)
+        self.output.merge(other.output)
+        self.n_seen += other.n_seen
+        self._remember(other.n_runs, other.squares)
+        if other.newest:
+            self._remember(1.0, effect * effect)
+        self.refresh()
+
+    def _remember(self, n_runs: float, squares: float) -> None:
+        n_runs += self.n_runs
+        keep = min(1.0, _MOST_RUNS / max(n_runs, 1.0))
+        self.n_runs = keep * n_runs
+        self.squares = keep * (self.squares + squares)
+
+    @property
+    def run_variance(self) -> float:
+        """Variance of what the runs of one flow run have in common, from one to the next."""
+        return (_RUN_WEIGHT * _RUN**2 + self.squares) / (_RUN_WEIGHT + self.n_runs)
+
     def refresh(self) -> None:
-        """Forget predictions made before something was learned."""
-        self.lines: dict[str | None, _Line] = {}
+        """Look at the slopes and the noise again. O(classes)."""
+        self.fit = None
         self.slope, self.variance = _slope_and_variance(self.cells.values())
         self.output_slope, _ = _slope_and_variance((self.output,))
 
@@ -237,8 +333,8 @@ class _Flow:
             self.mean = sum(means) / len(means)
             self.output_mean = sum(task.output.mean_y for task in tasks) / len(means)
         for task in tasks:
-            task.lines = {}
-        self.next_fit = self.n_seen + 1 + min(self.n_seen // 10, _MOST_STEP)
+            task.fit = None
+        self.next_fit = self.n_seen + 1 + min(self.n_seen // 5, _MOST_STEP)
 
 
 def _mean(task: _Task, effects: Mapping[str, float]) -> float:
@@ -256,24 +352,35 @@ def _class_effects(
     Least squares for level[t, c] = task[t] + class[c] with the tasks eliminated, so that only
     tasks that ran on several classes count.
     """
-    seen = [task for task in tasks if task.cells]
-    names = sorted(set(chain.from_iterable(task.cells for task in seen)))
-    at = {name: i for i, name in enumerate(names)}
-    matrix = np.eye(len(names)) / spread**2
-    right = np.zeros(len(names))
-    for task in seen:
-        if len(task.cells) < 2:
+    right: dict[str, float] = {}
+    matrix: dict[tuple[str, str], float] = {}
+    for task in tasks:
+        levels = []
+        total = mean = 0.0
+        for name in task.cells:
+            level, weight = task.level(name)
+            level -= prior.get(name, 0.0)
+            right.setdefault(name, 0.0)
+            levels.append((name, level, weight))
+            total += weight
+            mean += weight * level
+        if len(levels) < 2:
             continue
-        where = [at[name] for name in task.cells]
-        levels, weights = np.array([task.level(name) for name in task.cells]).T
-        expected = np.array([prior.get(name, 0.0) for name in task.cells])
-        share = weights / weights.sum()
-        levels = levels - expected
-        matrix[np.ix_(where, where)] += np.diag(weights) - np.outer(weights, share)
-        right[where] += weights * (levels - share @ levels)
-    effects = np.linalg.solve(matrix, right) if names else right
-    learned = {name: prior.get(name, 0.0) + float(effects[at[name]]) for name in names}
-    return {**prior, **learned}
+        mean /= total
+        for name, level, weight in levels:
+            right[name] += weight * (level - mean)
+            matrix[name, name] = matrix.get((name, name), 0.0) + weight
+            for other, _, of_other in levels:
+                pair = name, other
+                matrix[pair] = matrix.get(pair, 0.0) - weight * of_other / total
+    if not matrix:
+        return {**dict.fromkeys(right, 0.0), **prior}
+    names = sorted(right)
+    square = np.array([[matrix.get((a, b), 0.0) for b in names] for a in names])
+    ridge = np.eye(len(names)) / spread**2
+    effects = np.linalg.solve(square + ridge, [right[name] for name in names])
+    learned = (prior.get(name, 0.0) + float(e) for name, e in zip(names, effects, strict=True))
+    return {**prior, **dict(zip(names, learned, strict=True))}
 
 
 class Estimates:
@@ -310,19 +417,29 @@ class Estimates:
             )
         of_flow = self._flow(flow)
         of_task = of_flow.tasks.pop(task, None) or _Task()
-        of_flow.tasks[task] = of_task
+        of_flow.tasks[task] = of_task  # the one seen last is last
         if len(of_flow.tasks) > MAX_TASKS_PER_FLOW:
             del of_flow.tasks[next(iter(of_flow.tasks))]
-        cell = of_task.cells.get(worker_class)
-        if cell is None:
-            cell = of_task.cells[worker_class] = _Cell()
-        x = math.log(_SIZE_OFFSET_BYTES + max(0.0, input_bytes))
-        cell.add(x, math.log(max(run_s, _SHORTEST_S)), of_task.slope)
-        of_task.output.add(x, math.log1p(max(0.0, output_bytes)), of_task.output_slope)
-        of_task.refresh()
+        of_task.add(
+            worker_class,
+            math.log(_SIZE_OFFSET_BYTES + max(0.0, input_bytes)),
+            math.log(max(run_s, _SHORTEST_S)),
+            math.log1p(max(0.0, output_bytes)),
+        )
         of_flow.n_seen += 1
         self._n_seen += 1
         self._fit_when_due(of_flow)
+
+    def begin_run(self, flow: str) -> None:
+        """A run of the flow begins: what the tasks of the last ones had in common is over.
+
+        Without this everything counts as one long run: the newest times of a task are believed
+        more than they deserve where runs differ much. O(tasks).
+        """
+        of_flow = self._flows.get(flow)
+        if of_flow is not None:
+            for task in of_flow.tasks.values():
+                task.begin_run(_fit_of(of_flow, task).run_effect)
 
     def _flow(self, flow: str) -> _Flow:
         known = self._flows.get(flow)
@@ -402,26 +519,26 @@ class Estimates:
         of_task = of_flow.tasks.get(task)
         if of_task is None:
             return self._unseen(of_flow.effects, of_flow.mean, worker_class)
-        line = of_task.lines.get(worker_class)
-        if line is None:
-            line = of_task.lines[worker_class] = _line(of_flow, of_task, worker_class)
-        return line
+        fit = of_task.fit or _fit_of(of_flow, of_task)
+        if worker_class is None:
+            return fit.mean
+        return fit.of_class.get(worker_class) or fit.mean._replace(deviation=fit.unseen_deviation)
 
     def _unseen(self, effects: Mapping[str, float], mean: float, worker_class: str | None) -> _Line:
         effect = effects.get(worker_class, 0.0) if worker_class is not None else 0.0
         return _Line(mean + effect, 0.0, _BETWEEN_TASKS)
 
     def merge(self, other: Estimates) -> None:
-        """Learn all that `other` has learned, which is left as it is."""
+        """Learn all that `other` has learned, which is left as it is. Ends the runs of both."""
         for flow, theirs in other._flows.items():
+            self.begin_run(flow)
             ours = self._flow(flow)
             for task, of_theirs in theirs.tasks.items():
                 of_task = ours.tasks.setdefault(task, _Task())
-                for worker_class, cell in of_theirs.cells.items():
-                    of_task.cells.setdefault(worker_class, _Cell()).merge(cell)
-                of_task.output.merge(of_theirs.output)
-                of_task.refresh()
+                of_task.merge(of_theirs, _fit_of(theirs, of_theirs).run_effect)
             ours.n_seen += theirs.n_seen
+            while len(ours.tasks) > MAX_TASKS_PER_FLOW:
+                del ours.tasks[next(iter(ours.tasks))]
         self._n_seen += other._n_seen
         self._fit_everything()
 
@@ -447,6 +564,11 @@ class Estimates:
                     "effects": flow.effects,
                     "tasks": {
                         task: {
+                            "n_seen": of_task.n_seen,
+                            "slopes": [of_task.slope, of_task.output_slope],
+                            "variance": of_task.variance,
+                            "newest": [list(one) for one in of_task.newest],
+                            "runs": [of_task.n_runs, of_task.squares],
                             "output": of_task.output.to_list(),
                             "classes": {c: cell.to_list() for c, cell in of_task.cells.items()},
                         }
@@ -493,32 +615,62 @@ class Estimates:
                 task_.cells = {
                     c: _Cell.from_list(cell) for c, cell in of_task_saved["classes"].items()
                 }
-                task_.refresh()
+                task_.n_seen = int(of_task_saved["n_seen"])
+                task_.slope, task_.output_slope = map(float, of_task_saved["slopes"])
+                task_.variance = float(of_task_saved["variance"])
+                task_.newest = [(str(c), float(x), float(y)) for c, x, y in of_task_saved["newest"]]
+                task_.n_runs, task_.squares = map(float, of_task_saved["runs"])
 
 
-def _line(flow: _Flow, task: _Task, worker_class: str | None) -> _Line:
-    """Fit one task on one class, from its cells and the flow's effects. O(classes)."""
-    effects = flow.effects
+def _fit_of(flow: _Flow, task: _Task) -> _Fit:
+    if task.fit is None:
+        task.fit = _fit(flow, task)
+    return task.fit
+
+
+def _fit(flow: _Flow, task: _Task) -> _Fit:
+    """Fit one task, from its cells and the flow's effects. O(classes)."""
+    own: dict[str, tuple[float, float]] = {}
     total = 1.0 / _BETWEEN_TASKS**2
-    n_runs = mean_x = 0.0
-    level = 0.0
+    level = weight_seen = mean_x = 0.0
     for name, cell in task.cells.items():
-        at_zero, weight = task.level(name)
-        level += weight * (at_zero - effects.get(name, 0.0))
+        own[name] = at_zero, weight = task.level(name)
+        level += weight * (at_zero - flow.effects.get(name, 0.0))
         total += weight
-        n_runs += cell.weight
+        weight_seen += cell.weight
         mean_x += cell.weight * cell.mean_x
-    level += (flow.mean - task.slope * mean_x / n_runs) / _BETWEEN_TASKS**2
+    level += (flow.mean - task.slope * mean_x / weight_seen) / _BETWEEN_TASKS**2
     level /= total
-    if worker_class is None:
-        return _Line(level, task.slope, math.sqrt(task.variance + 1.0 / total))
-    here = level + effects.get(worker_class, 0.0)
     unknown = 1.0 / total + _DEVIATION**2
-    unknown += 0.0 if worker_class in effects else _BETWEEN_CLASSES**2
-    cell_here = task.cells.get(worker_class)
-    if cell_here is not None:
-        own = task.variance / cell_here.weight
-        believed = _DEVIATION**2 / (_DEVIATION**2 + own)
-        here += believed * (task.level(worker_class)[0] - here)
-        unknown = believed**2 * own + (1.0 - believed) ** 2 * unknown
-    return _Line(here, task.slope, math.sqrt(task.variance + unknown))
+    levels: dict[str, tuple[float, float]] = {}
+    for name, effect in flow.effects.items():
+        levels[name] = level + effect, unknown
+    for name, (at_zero, _) in own.items():
+        expected = level + flow.effects.get(name, 0.0)
+        error = task.variance / task.cells[name].weight
+        believed = _DEVIATION**2 / (_DEVIATION**2 + error)
+        remains = believed**2 * error + (1.0 - believed) ** 2 * unknown
+        levels[name] = expected + believed * (at_zero - expected), remains
+    effect, variance = _run_effect(task, levels)
+    of_class = {
+        name: _Line(at_zero + effect, task.slope, math.sqrt(variance + remains))
+        for name, (at_zero, remains) in levels.items()
+    }
+    mean = _Line(level + effect, task.slope, math.sqrt(variance + 1.0 / total))
+    return _Fit(effect, mean, of_class, math.sqrt(variance + unknown + _BETWEEN_CLASSES**2))
+
+
+def _run_effect(task: _Task, levels: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """By how much the newest runs differ from the rest, shrunk; and the variance that is left."""
+    if not task.newest:
+        return 0.0, task.variance
+    off = sorted([y - task.slope * x - levels[name][0] for name, x, y in task.newest])
+    n = len(off)
+    median = 0.5 * (off[(n - 1) // 2] + off[n // 2])
+    between = task.run_variance
+    # What was seen of one run differs by the noise alone, of several also by what tells runs apart.
+    seen_between = between * task.n_runs / (task.n_runs + 1.0)
+    within = max(task.variance - seen_between, min(task.variance, _LEAST_NOISE**2))
+    error = _MEDIAN * within / n
+    believed = between / (between + error)
+    return believed * median, within + believed * error

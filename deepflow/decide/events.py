@@ -116,6 +116,8 @@ class Finished:
     started_s: float
     stopped_s: float
     output_bytes: int
+    on_gpu: bool = False
+    """It used a GPU that it can do without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,12 @@ from prefect._internal.result_records import ResultRecord
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
-from prefect.task_engine import AsyncTaskRunEngine, SyncTaskRunEngine, TaskRunTimeoutError
+from prefect.task_engine import (
+    AsyncTaskRunEngine,
+    BaseTaskRunEngine,
+    SyncTaskRunEngine,
+    TaskRunTimeoutError,
+)
 from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.engine import link_state_to_task_run_result
 
@@ -117,8 +122,8 @@ def advance(task_run: TaskRun, state: State[Any]) -> State[Any]:
     return last
 
 
-class SyncEngine(SyncTaskRunEngine[Any, Any]):
-    """Prefect's sync engine with the edges described at the top of this file."""
+class _Edges(BaseTaskRunEngine[Any, Any]):
+    """What the sync and the async engine have in common of the edges."""
 
     def __init__(
         self,
@@ -132,7 +137,6 @@ class SyncEngine(SyncTaskRunEngine[Any, Any]):
     ) -> None:
         super().__init__(**kwargs)
         self.seat = seat
-        self.user_run_s = 0.0
         self._emit = emit
         self._durable = durable
         self._isolate = isolate
@@ -148,22 +152,35 @@ class SyncEngine(SyncTaskRunEngine[Any, Any]):
             return None
         return float(due.timestamp())
 
-    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+    def log_finished_message(self) -> None:
+        if self.task_run is not None and self.retry_at() is None:
+            super().log_finished_message()
+
+    def _advance(self, state: State[Any]) -> State[Any]:
         assert self.task_run is not None
         last = advance(self.task_run, state)
         self._emit(self.task_run, last, state)
         self._telemetry.update_state(state)
         return state
 
+    def _keep(self, result: Any) -> None:
+        """Write a durable task's result before its completion is reported."""
+        if self._durable is not None:
+            assert self.task_run is not None
+            self._durable.write(result, self.task_run)
+
+
+class SyncEngine(_Edges, SyncTaskRunEngine[Any, Any]):
+    """Prefect's sync engine with the edges described at the top of this file."""
+
+    def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
+        return self._advance(state)
+
     def begin_run(self) -> None:
         if self._resuming:
             self.wait_until_ready()
         else:
             super().begin_run()
-
-    def log_finished_message(self) -> None:
-        if self.task_run is not None and self.retry_at() is None:
-            super().log_finished_message()
 
     def handle_crash(self, exc: BaseException) -> None:
         if self.seat.cancelled:
@@ -189,14 +206,8 @@ class SyncEngine(SyncTaskRunEngine[Any, Any]):
         if transaction.is_committed():
             result = transaction.read()
         else:
-            started_s = time.perf_counter()
-            try:
-                result = self._call_user_fn()
-            finally:
-                self.user_run_s += time.perf_counter() - started_s
-            if self._durable is not None:
-                assert self.task_run is not None
-                self._durable.write(result, self.task_run)
+            result = self._call_user_fn()
+            self._keep(result)
         self.handle_success(result, transaction=transaction)
         return result
 
@@ -261,43 +272,11 @@ def _stop_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None
     loop.call_soon_threadsafe(task.cancel)
 
 
-class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
+class AsyncEngine(_Edges, AsyncTaskRunEngine[Any, Any]):
     """Prefect's async engine with the edges described at the top of this file."""
 
-    def __init__(
-        self,
-        *,
-        seat: Seat,
-        emit: Emit,
-        durable: DurableRecord | None = None,
-        isolate: bool = False,
-        resuming: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.seat = seat
-        self.user_run_s = 0.0
-        self._emit = emit
-        self._durable = durable
-        self._isolate = isolate
-        self._resuming = resuming
-
-    def is_cancelled(self) -> bool:
-        return self.seat.cancelled
-
-    def retry_at(self) -> float | None:
-        """Wall-clock seconds at which the next attempt may start; None unless it has to wait."""
-        due = self.state.state_details.scheduled_time
-        if self.state.name != "AwaitingRetry" or due is None:
-            return None
-        return float(due.timestamp())
-
     async def set_state(self, state: State[Any], force: bool = False) -> State[Any]:
-        assert self.task_run is not None
-        last = advance(self.task_run, state)
-        self._emit(self.task_run, last, state)
-        self._telemetry.update_state(state)
-        return state
+        return self._advance(state)
 
     async def begin_run(self) -> None:
         if self._resuming:
@@ -307,10 +286,6 @@ class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
             await self.wait_until_ready()
         else:
             await super().begin_run()
-
-    def log_finished_message(self) -> None:
-        if self.task_run is not None and self.retry_at() is None:
-            super().log_finished_message()
 
     async def handle_crash(self, exc: BaseException) -> None:
         if self.seat.cancelled:
@@ -323,14 +298,8 @@ class AsyncEngine(AsyncTaskRunEngine[Any, Any]):
         if transaction.is_committed():
             result = await transaction.read()
         else:
-            started_s = time.perf_counter()
-            try:
-                result = await self._call_user_fn()
-            finally:
-                self.user_run_s += time.perf_counter() - started_s
-            if self._durable is not None:
-                assert self.task_run is not None
-                self._durable.write(result, self.task_run)
+            result = await self._call_user_fn()
+            self._keep(result)
         await self.handle_success(result, transaction=transaction)
         return result
 

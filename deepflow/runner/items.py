@@ -148,6 +148,10 @@ class SentJob:
         self.last_begun: Item | None = None
         self.n_kept = len(items)
 
+    def open_items(self) -> list[Item]:
+        """Those of its items that are still to be done by this job."""
+        return [item for item in self.items if item.job is self and not item.is_done]
+
     def let_go(self, item: Item) -> None:
         """`item` no longer needs the job's result; when none does, Dask may forget it."""
         item.released_key = self.key

@@ -133,7 +133,7 @@ class _Step(GraphNode):
 
     __slots__ = ()
 
-    def __init__(self, key: str | int, dependencies: Any) -> None:
+    def __init__(self, key: str, dependencies: Any) -> None:
         self.key = key
         self._dependencies = dependencies
 
@@ -152,23 +152,34 @@ def task_keys(job: SimJob) -> dict[str, str]:
     return {t.key: f"{t.task}-{n}-{job.run}-{t.key}" for n, t in enumerate(job.tasks)}
 
 
-def ordered(tasks: Iterable[SimTask], keys: Mapping[str, str]) -> dict[str, int]:
+class _Name(str):
+    """A text whose hash is the same in every process."""
+
+    __slots__ = ("stable",)
+    stable: int
+
+    def __hash__(self) -> int:
+        return self.stable
+
+
+def ordered(
+    tasks: Iterable[SimTask], keys: Mapping[str, str], stable_hash: StableHash
+) -> dict[str, int]:
     """`dask.order` of a job: Dask key → place.
 
-    The order is found over numbers that sort as the keys do, since sets of texts would be gone
-    through in another order in each process.
+    Dask breaks ties as its sets happen to be ordered; here `stable_hash` decides.
     """
-    tasks = list(tasks)
-    first = 10 ** len(str(len(tasks)))
-    number = {key: first + n for n, key in enumerate(sorted(keys.values()))}
-    graph = {
-        number[keys[t.key]]: _Step(
-            number[keys[t.key]], frozenset(number[keys[d]] for d in t.depends_on)
+    names: dict[str, _Name] = {}
+    for key in keys.values():
+        names[key] = _Name(key)
+        names[key].stable = stable_hash(key)
+    graph: dict[Any, GraphNode] = {
+        names[keys[t.key]]: _Step(
+            names[keys[t.key]], frozenset(names[keys[d]] for d in t.depends_on)
         )
-        for t in sorted(tasks, key=lambda t: keys[t.key])
+        for t in tasks
     }
-    places = order(graph)
-    return {key: places[n] for key, n in number.items()}
+    return {str(name): place for name, place in order(graph).items()}
 
 
 def quiet_config(dask_config: Mapping[str, object] | None) -> Any:

@@ -6,6 +6,7 @@ gathering, heartbeats, pausing for memory.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ __all__ = ["Gather", "SimWorker", "WorkerLimits"]
 
 RETRY_BUSY_S = 0.15
 """As in `Worker.retry_busy_worker_later`."""
+FULL_HEARTBEAT_S = 10.0
+"""A worker to which nothing happened tells no more often than this what is not news."""
 LEAST_MEASURED_BYTES = 1_000_000
 """Smaller transfers tell nothing about bandwidth (`Worker._update_metrics_received_data`)."""
 
@@ -166,6 +169,10 @@ class SimWorker:
     bandwidth: float = field(init=False)
     bandwidth_workers: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Since the last heartbeat: peer → sum of bandwidths, number of transfers."""
+    n_stimuli: int = 0
+    n_stimuli_told: int = -1
+    """How many there had been at the last whole heartbeat."""
+    told_s: float = 0.0
 
     def __post_init__(self) -> None:
         limits = self.engine.limits
@@ -203,6 +210,7 @@ class SimWorker:
 
     def stimulus(self, *events: StateMachineEvent) -> None:
         """Give events to the state machine and carry out what it answers."""
+        self.n_stimuli += 1
         for instruction in self.state.handle_stimulus(*events):
             self._carry_out(instruction)
         self.watch_memory()
@@ -385,8 +393,8 @@ class SimWorker:
         if self._is_over_memory() != self.is_paused:
             self.is_memory_check_due = True
             interval_s = self.engine.limits.memory_interval_s
-            turns = self.engine.clock.now_s // interval_s + 1
-            self.engine.later(turns * interval_s - self.engine.clock.now_s, self._check_memory)
+            turns = math.floor(self.engine.clock.now_s / interval_s) + 1
+            self.engine.agenda.at(turns * interval_s, self._check_memory)
 
     def _is_over_memory(self) -> bool:
         limit = self.engine.limits.pause_fraction * self.worker_class.memory_bytes
@@ -430,15 +438,37 @@ class SimWorker:
             "memory": self.memory_bytes,
         }
 
-    def heartbeat(self) -> None:
-        """Look for data that went missing, as `Worker.find_missing` does at the same interval."""
+    def heartbeat(self, scheduler: Any) -> None:
+        """Tell the scheduler how it is, and look for data that went missing."""
         if self.state.missing_dep_flight:
+            # `Worker.find_missing` has the same interval.
             self.stimulus(FindMissingEvent(stimulus_id="find-missing"))
-
-    def elapsed_s(self) -> dict[str, float]:
-        """Seconds that each running task has run."""
         now_s = self.engine.clock.now_s
-        return {key: now_s - execution.started_s for key, execution in self.running.items()}
+        is_changed = self.n_stimuli != self.n_stimuli_told
+        if is_changed or now_s - self.told_s >= FULL_HEARTBEAT_S:
+            self.n_stimuli_told, self.told_s = self.n_stimuli, now_s
+            scheduler.heartbeat_worker(
+                address=self.address,
+                resolve_address=False,
+                now=now_s,
+                metrics=self.metrics(),
+                executing={key: now_s - run.started_s for key, run in self.running.items()},
+            )
+        else:
+            self._short_heartbeat(scheduler, now_s)
+
+    def _short_heartbeat(self, scheduler: Any, now_s: float) -> None:
+        """What `Scheduler.heartbeat_worker` makes of one that tells nothing new but the time."""
+        share = 1 / len(scheduler.workers)
+        scheduler.bandwidth = scheduler.bandwidth * (1 - share) + self.bandwidth * share
+        ws = scheduler.workers[self.address]
+        ws.last_seen = now_s
+        ws.executing = executing = {}
+        for key, run in self.running.items():
+            ts = scheduler.tasks.get(key)
+            if ts is not None:
+                executing[ts] = now_s - run.started_s
+                ts.prefix.add_exec_time(now_s - run.started_s)
 
 
 class _SortedItems(defaultdict[str, Any]):

@@ -18,11 +18,14 @@ Where this is simpler than a real cluster:
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
+from random import Random
 from statistics import NormalDist
 from typing import Any
 
@@ -62,6 +65,7 @@ Drain = Callable[[], list[Event]]
 Install = Callable[[Scheduler, Clock], Drain | None]
 """Binds a plugin on the scheduler, which is given with its clock (and alarm clock)."""
 
+_SHORTEST_RUN_S = 1e-5
 PATIENCE_S = 300.0
 """Virtual time without anything under way or ahead, after which nothing more is expected."""
 STEAL_CONFIRMED = frozenset({"ready", "constrained", "waiting"})
@@ -122,6 +126,7 @@ def simulate(
     :class:`DeepflowError` where a plugin or Dask itself raises what Dask would only log.
     """
     _check(workload, cluster)
+    _refuse_running_loop()
     clock = Clock()
     stable_hash = StableHash(seed)
     engine = Engine(
@@ -137,6 +142,7 @@ def simulate(
     loop = asyncio.new_event_loop()
     try:
         with (
+            _no_garbage_collection(),
             quiet_config({"distributed.scheduler.work-stealing": stealing, **(dask_config or {})}),
             dask_in_virtual_time(clock, stable_hash) as exceptions,
         ):
@@ -144,6 +150,17 @@ def simulate(
             return loop.run_until_complete(engine.play(install, stealing, exceptions))
     finally:
         _close(loop)
+
+
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise DeepflowError(
+        "simulate() was called where an event loop runs; call it in a thread of its own, such as "
+        "by asyncio.to_thread"
+    )
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
@@ -154,6 +171,18 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Half of the time would go to looking through task states, which form no dead cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check(workload: Workload, cluster: ClusterSpec) -> None:
@@ -223,6 +252,8 @@ class Engine:
     _tasks: dict[str, tuple[SimJob, SimTask]] = field(default_factory=dict)
     _jobs: dict[str, _Job] = field(default_factory=dict)
     _n_open: int = 0
+    _on_gpu: set[str] = field(default_factory=set)
+    """Tasks whose latest execution used a GPU that they could do without."""
     _finished: set[str] = field(default_factory=set)
     _given_up: set[str] = field(default_factory=set)
     _by_name: dict[str, SimWorker] = field(default_factory=dict)
@@ -248,6 +279,7 @@ class Engine:
             self.drain = install(self.scheduler, self.clock)
         for every_s, callback in (await periodic_callbacks(self.scheduler)).values():
             self.agenda.at(every_s, self._periodically, every_s, callback)
+        self.later(heartbeat_interval(len(self.sites)), self._heartbeats)
         self._plan()
         self._n_open = len(self.workload.jobs)
         agenda, network, clock = self.agenda, self.network, self.clock
@@ -275,11 +307,15 @@ class Engine:
         return self._outcome()
 
     def _plan(self) -> None:
-        """Enter what is known from the start."""
-        for worker_class in self.cluster.classes:
-            for n in range(worker_class.count):
-                name = f"{worker_class.name}-{n}"
-                self._ahead(worker_class.starts_after_s, self._worker_joins, name, worker_class)
+        """Enter what is known from the start.
+
+        Workers join in an order drawn by the seed: Dask breaks ties by address, and with the same
+        class first every time it would be lucky, or unlucky, every time.
+        """
+        members = [(c, f"{c.name}-{n}") for c in self.cluster.classes for n in range(c.count)]
+        Random(self.seed).shuffle(members)
+        for worker_class, name in members:
+            self._ahead(worker_class.starts_after_s, self._worker_joins, name, worker_class)
         for death in self.cluster.deaths:
             self._ahead(death.at_s, self._worker_dies, death)
         for job in sorted(self.workload.jobs, key=lambda job: job.arrives_s):
@@ -369,7 +405,7 @@ class Engine:
                 for task in job.tasks
             },
             keys=wanted.keys(),
-            ordered=ordered(job.tasks, keys),
+            ordered=ordered(job.tasks, keys, self.stable_hash),
             client=client,
             annotations_by_type=_annotations(job, keys),
             global_annotations=None,
@@ -423,11 +459,13 @@ class Engine:
     ) -> float:
         """Seconds that a task runs on a worker, its noise in them."""
         speed = worker_class.speed_for(task.kind or task.task, on_gpu=on_gpu)
+        (self._on_gpu.add if on_gpu else self._on_gpu.discard)(key)
         factor = 1.0
         if self.cluster.noise:
             run = self._tasks[key][0].run
             factor = math.exp(self.cluster.noise * _normal(self.noise_seed, run, task.key))
-        return task.run_s / speed * factor
+        # Nothing real takes no time, and Dask's stealing asserts so.
+        return max(task.run_s / speed * factor, _SHORTEST_RUN_S)
 
     # --- workers that come and go
 
@@ -484,7 +522,6 @@ class Engine:
         scheduler.stream_comms[address].connect(
             lambda messages: self._send_to_worker(worker, messages)
         )
-        self.later(heartbeat_interval(len(scheduler.workers)), self._heartbeat, worker)
 
     async def _worker_dies(self, death: WorkerDeath) -> None:
         worker = self._by_name.get(death.worker)
@@ -525,20 +562,12 @@ class Engine:
         worker = self._by_address[address]
         return worker if worker.is_alive else None
 
-    def _heartbeat(self, worker: SimWorker) -> None:
-        if not worker.is_alive:
-            return
-        worker.heartbeat()
-        reply = self.scheduler.heartbeat_worker(
-            address=worker.address,
-            resolve_address=False,
-            now=self.clock.now_s,
-            metrics=worker.metrics(),
-            executing=worker.elapsed_s(),
-        )
-        interval_s = reply.get("heartbeat-interval")
-        if interval_s is not None:
-            self.later(interval_s, self._heartbeat, worker)
+    def _heartbeats(self) -> None:
+        """Every worker tells how it is, at the interval that the scheduler asks for."""
+        for worker in list(self._by_name.values()):
+            if worker.is_alive and worker.address in self.scheduler.workers:
+                worker.heartbeat(self.scheduler)
+        self.later(heartbeat_interval(len(self.scheduler.workers)), self._heartbeats)
 
     # --- messages between scheduler and workers
 
@@ -589,6 +618,7 @@ class Engine:
                 run["start"],
                 run["stop"],
                 message["nbytes"],
+                key in self._on_gpu,
             )
         )
         self.last_stop_s = max(self.last_stop_s, run["stop"])

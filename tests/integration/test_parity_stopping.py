@@ -147,6 +147,65 @@ def test_an_isolated_task_is_killed_at_its_timeout(
     await_death(entry.pid)
 
 
+def start_others(path: str) -> None:
+    """Start a program, and a fork of this process, that would outlive what started them."""
+    note(path, subprocess.Popen(["sleep", str(LONG_S)]).pid)
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(LONG_S)
+        os._exit(0)
+    note(path, forked)
+
+
+@pytest.mark.parametrize("how", ["timed out", "cancelled", "dead"])
+def test_what_an_isolated_task_has_started_dies_with_it(
+    cluster: LocalCluster, tmp_path: Path, how: str
+) -> None:
+    path = str(tmp_path / "notes")
+
+    @hints(isolate=True)
+    @task(timeout_seconds=2 if how == "timed out" else None)
+    def parent() -> None:
+        start_others(path)
+        note(path, "started")
+        if how == "dead":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(LONG_S)
+
+    def body() -> Any:
+        future = parent.submit()
+        await_note(path, "started")
+        if how == "cancelled":
+            future.cancel()
+        future.wait(SOON_S)
+        return future.state.name
+
+    state_name = run_on(cluster, body).result()
+    assert state_name == {"timed out": "TimedOut", "cancelled": "Cancelled", "dead": "Failed"}[how]
+    program, forked, _ = names(path)
+    await_death(int(program))
+    await_death(int(forked))
+
+
+def test_what_an_isolated_task_leaves_behind_when_it_returns_is_left(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "notes")
+
+    @hints(isolate=True)
+    @task
+    def parent() -> str:
+        with subprocess.Popen(["cat"], stdout=subprocess.PIPE, text=True) as reader:
+            said, _ = reader.communicate()  # standard input is empty, so it ends
+        note(path, subprocess.Popen(["sleep", str(LONG_S)], stdout=subprocess.DEVNULL).pid)
+        return said
+
+    assert run_on(cluster, lambda: parent.submit().result()).result() == ""
+    (left,) = map(int, names(path))
+    assert is_alive(left)
+    os.kill(left, signal.SIGKILL)
+
+
 def test_a_segmentation_fault_in_an_isolated_task_fails_it_and_not_its_worker(
     cluster: LocalCluster, api: Api
 ) -> None:

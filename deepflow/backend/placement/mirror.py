@@ -6,6 +6,7 @@ much work comes after it (its upward rank), and how much its flow run has left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ _RANK_RISE: Final = 1.001
 _NEAR_BYTES_GUESS: Final = 64_000_000
 _OTHERS: Final = "dask"
 """The flow, and the job, of tasks that are not ours."""
+_MOST_SPREAD: Final = 1.2
 _MAX_PAIRS: Final = 4096
 _GPU_HEAD_START: Final = 0.5
 """A GPU never tried is taken to need this share of the time: so that it is tried."""
@@ -162,8 +164,9 @@ class Mirror:
         return known
 
     def _expected_s(self, known: Known) -> float:
-        one = self.estimates.run_s(known.job.flow, known.name, None, known.input_bytes)
-        return one * known.n_runs
+        flow, name = known.job.flow, known.name
+        one = self.estimates.run_s(flow, name, None, known.input_bytes)
+        return one * _mean_over_median(self.estimates.spread(flow, name, None)) * known.n_runs
 
     def _rank(self, state: TaskState, known: Known) -> float:
         after_s = max(
@@ -240,7 +243,8 @@ class Mirror:
 
     def _run_s_by_class(self, known: Known) -> Any:
         estimates, flow, name = self.estimates, known.job.flow, known.name
-        n_runs, n_bytes = known.n_runs, known.input_bytes
+        n_bytes = known.input_bytes
+        n_runs = known.n_runs * _mean_over_median(estimates.spread(flow, name, None))
 
         def run_s(worker_class: str) -> float:
             seconds = estimates.run_s(flow, name, worker_class, n_bytes) * n_runs
@@ -302,6 +306,11 @@ class Mirror:
             if not self._n_left[run]:
                 del self.jobs[run], self._n_left[run], self._n_done[run]
         return known
+
+
+def _mean_over_median(spread: float) -> float:
+    """Of a log-normal run time; queues are sums, and sums go by the mean."""
+    return math.exp(min(spread, _MOST_SPREAD) ** 2 / 2)
 
 
 def gpu_needs(soft_gpu: float) -> tuple[tuple[str, float], ...]:

@@ -488,7 +488,9 @@ class Placement(SchedulerPlugin):
             stopped_s = spans[-1]["stop"] if spans else now_s
             n_bytes = int(more.get("nbytes") or 0)
             self.mirror.finished(known, stopped_s - started_s, n_bytes)
-            self._note(Finished(now_s, str(key), name, started_s, stopped_s, n_bytes))
+            self._note(
+                Finished(now_s, str(key), name, started_s, stopped_s, n_bytes, known.is_on_gpu)
+            )
             if self.is_placing and self.mirror.learned_enough(known):
                 for open_one in self.mirror.renew(self.scheduler, known.job):
                     task = self.ready.get(open_one.key)

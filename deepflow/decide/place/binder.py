@@ -355,11 +355,15 @@ class Binder:
     ) -> None:
         group = worker.group
         assert group is not None
-        transfer_s = sources.seconds_to(worker, self.links) if sources.by_bytes else 0.0
+        transfer_s = missing_share = 0.0
+        if sources.by_bytes:
+            transfer_s = sources.seconds_to(worker, self.links)
+            if sources.total_bytes:
+                missing_share = 1.0 - sources.local.get(worker.id, 0.0) / sources.total_bytes
         if task.near and worker.id not in task.near:
             transfer_s += task.away_s
         name = group.gpu_class if on_gpu else group.worker_class
-        found.add(worker, queue_s, transfer_s, task.run_s(name), on_gpu)
+        found.add(worker, queue_s, transfer_s, task.run_s(name), on_gpu, missing_share)
 
     # -- why not --------------------------------------------------------------------------------
 

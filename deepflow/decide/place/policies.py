@@ -99,6 +99,17 @@ class RollingHeft(EarliestFinish):
 
     name = "heft"
 
+    def __init__(self, moving: float = 0.0) -> None:
+        self.moving = moving
+
+    def score(self, task: Task, candidates: Candidates, rng: Generator) -> Sequence[float]:
+        """Finish time, and a price on moving inputs."""
+        finish_s = candidates.finish_s()
+        if not task.inputs or not self.moving:
+            return finish_s
+        price_s = self.moving * min(candidates.run_s)
+        return [f + price_s * m for f, m in zip(finish_s, candidates.missing_share, strict=True)]
+
     def task_order(self, task: Task) -> tuple[object, ...]:
         """By upward rank, then as Dask would."""
         return (-task.rank_s, task.dask_order)
@@ -116,7 +127,8 @@ class JobOrder(RollingHeft):
 
     name = "srw-heft"
 
-    def __init__(self, ageing: float = _AGEING) -> None:
+    def __init__(self, ageing: float = _AGEING, moving: float = 0.0) -> None:
+        super().__init__(moving)
         self.ageing = ageing
 
     def job_order(self, job: Job, now_s: float) -> float:

@@ -30,7 +30,7 @@ __all__ = ["Candidates", "Policy"]
 class Candidates:
     """The workers a task could go to: parallel lists, times in seconds from now."""
 
-    __slots__ = ("on_gpu", "queue_s", "run_s", "transfer_s", "workers")
+    __slots__ = ("missing_share", "on_gpu", "queue_s", "run_s", "transfer_s", "workers")
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
@@ -38,6 +38,8 @@ class Candidates:
         """Until the worker can begin with it; 0: it has a thread and the resources free."""
         self.transfer_s: list[float] = []
         """For the inputs that the worker does not hold."""
+        self.missing_share: list[float] = []
+        """Of the input bytes, those that the worker does not hold; 0 for a task without inputs."""
         self.run_s: list[float] = []
         self.on_gpu: list[bool] = []
         """Whether a task that can use a GPU would be given one there."""
@@ -46,12 +48,19 @@ class Candidates:
         return len(self.workers)
 
     def add(
-        self, worker: Worker, queue_s: float, transfer_s: float, run_s: float, on_gpu: bool = False
+        self,
+        worker: Worker,
+        queue_s: float,
+        transfer_s: float,
+        run_s: float,
+        on_gpu: bool = False,
+        missing_share: float = 0.0,
     ) -> None:
         """One more."""
         self.workers.append(worker)
         self.queue_s.append(queue_s)
         self.transfer_s.append(transfer_s)
+        self.missing_share.append(missing_share)
         self.run_s.append(run_s)
         self.on_gpu.append(on_gpu)
 

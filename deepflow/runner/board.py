@@ -1,0 +1,126 @@
+"""What a dispatcher knows of its runs, and the one lock under which that changes.
+
+Lock discipline: an item, its job and everything on the board change only inside a turn
+(`with board.turn():`). Turns exclude each other and may be nested. Items that are finished in a
+turn are called back when the outermost turn has ended, without the lock, for a callback is the
+user's code or Prefect's and may submit, wait or cancel. What waits for the network is done outside
+turns. Two rare things are not: what the cluster has lost (a large argument, a context, a task's
+code) is sent again within the turn that needs it, and so is the event of a run that was submitted
+inside a task and gets its end here.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from deepflow.decide.batching import RunTime
+from deepflow.runner.items import Item
+
+if TYPE_CHECKING:
+    import logging
+
+
+class Board:
+    """See the top of this file. Methods may be called from any thread, except as they say."""
+
+    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        self.logger = logger
+        self.flow_run_id: UUID | None = None
+        """The flow run whose tasks these are; part of every Dask key."""
+        self.is_closing = False
+        self._open: dict[UUID, Item] = {}
+        self._known: weakref.WeakValueDictionary[UUID, Item] = weakref.WeakValueDictionary()
+        self._run_times: dict[str, RunTime] = {}
+        self._logged: set[str] = set()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._depth = 0
+        self._finished: list[Item] = []
+
+    @contextmanager
+    def turn(self) -> Generator[None, None, None]:
+        """The right to change things; see the lock discipline above."""
+        finished: list[Item] = []
+        try:
+            with self._lock:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                    if self._depth == 0:
+                        finished, self._finished = self._finished, []
+        finally:
+            for item in finished:
+                item.call_back()
+
+    def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether `holds()` came true within `timeout_s` seconds; not in a turn.
+
+        It is asked after each `notify` and when the last open item is done.
+        """
+        with self._lock:
+            return self._changed.wait_for(holds, timeout=timeout_s)
+
+    def notify(self) -> None:
+        """What somebody waits for may hold now (in a turn)."""
+        self._changed.notify_all()
+
+    # -- items ---------------------------------------------------------------------------------
+
+    def admit(self, item: Item) -> None:
+        """Take over an item (in a turn).
+
+        Raises:
+            RuntimeError: the task runner has been left.
+        """
+        if self.is_closing:
+            raise RuntimeError("The task runner must be started before submitting work.")
+        self._open[item.run_id] = item
+        self._known[item.run_id] = item
+
+    def find(self, run_id: UUID) -> Item | None:
+        """The item of a run submitted here, while somebody holds its future."""
+        return self._known.get(run_id)
+
+    def find_open(self, run_id: UUID) -> Item | None:
+        """The item of a run that is not done."""
+        return self._open.get(run_id)
+
+    def open_items(self) -> list[Item]:
+        """Items that are not done."""
+        with self._lock:
+            return list(self._open.values())
+
+    @property
+    def n_open(self) -> int:
+        """How many items are not done."""
+        return len(self._open)
+
+    def finished(self, item: Item) -> None:
+        """`item` has reached its final state: call it back after this turn."""
+        self._open.pop(item.run_id, None)
+        self._finished.append(item)
+        if not self._open:
+            self._changed.notify_all()
+
+    # -- what was seen -------------------------------------------------------------------------
+
+    def run_time(self, task_digest: str) -> RunTime:
+        """What is known of a task's run time."""
+        return self._run_times.get(task_digest, RunTime())
+
+    def learn(self, task_digest: str, run_s: float) -> None:
+        """A run of a task took `run_s` seconds (in a turn)."""
+        self._run_times[task_digest] = self.run_time(task_digest).seen(run_s)
+
+    def log_once(self, kind: str, message: str) -> None:
+        """Log a warning of this kind, the first time only."""
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self.logger.warning(message)

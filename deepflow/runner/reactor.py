@@ -1,0 +1,82 @@
+"""One thread that performs what it is given, at once or at a time, one thing after the other.
+
+The dispatcher's reactions to workers, to Dask and to the clock run here, so that none of them
+runs on Dask's event loop or beside another one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from deepflow.observe import metrics
+
+if TYPE_CHECKING:
+    import logging
+
+Action = Callable[[], None]
+
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class Reactor:
+    """See the top of this file. Methods may be called from any thread and do not block."""
+
+    def __init__(
+        self,
+        logger: logging.Logger | logging.LoggerAdapter[Any],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
+        # Only the reactor's own thread touches the timers, so they need no lock.
+        self._timers: list[tuple[float, int, Action]] = []
+        self._numbers = itertools.count()
+        # In the context of the flow run: its settings say where this thread's log lines go.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name="deepflow-dispatcher", daemon=True
+        )
+        self._thread.start()
+
+    def soon(self, action: Action) -> None:
+        """Perform `action` after what was given before."""
+        self._inbox.put(action)
+
+    def at(self, when_s: float, action: Action) -> None:
+        """Perform `action` at `when_s` (on the clock: Unix time), or soon after."""
+        self._inbox.put(lambda: heapq.heappush(self._timers, (when_s, next(self._numbers), action)))
+
+    def close(self) -> None:
+        """Perform what was given so far, but no timer any more; waits for it, boundedly."""
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while True:
+            timeout_s = max(0.0, self._timers[0][0] - self._clock()) if self._timers else None
+            try:
+                action = self._inbox.get(timeout=timeout_s)
+                if action is None:
+                    return
+                self._perform(action)
+            except queue.Empty:
+                pass
+            while self._timers and self._timers[0][0] <= self._clock():
+                self._perform(heapq.heappop(self._timers)[2])
+
+    def _perform(self, action: Action) -> None:
+        """One reaction; a fault in it must not end the thread on which every run depends."""
+        try:
+            action()
+        except Exception:
+            metrics.inc("deepflow_fallbacks_total", kind="dispatcher_fault")
+            self._logger.exception("deepflow's dispatcher met a fault and goes on")

@@ -1,0 +1,172 @@
+"""The lock discipline: who is called back when, and in which order actions are performed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deepflow.observe import metrics
+from deepflow.runner.board import Board
+from deepflow.runner.items import Item
+from deepflow.runner.reactor import Reactor
+from deepflow.runner.wire import BlobRef
+
+LOGGER = logging.getLogger("deepflow.tests")
+
+
+class _Template:
+    """As much of a template as an item looks at."""
+
+    static_references: tuple[Any, ...] = ()
+    task = BlobRef("task", "digest")
+
+
+def item(board: Board) -> Item:
+    """An item that `board` has admitted."""
+    made = Item(uuid4(), _Template(), "step-0", "0", b"", ())  # type: ignore[arg-type]
+    with board.turn():
+        board.admit(made)
+    return made
+
+
+def is_free(board: Board) -> bool:
+    """Whether another thread could take a turn now."""
+
+    def take() -> bool:
+        free = board._lock.acquire(timeout=0.2)
+        if free:
+            board._lock.release()
+        return free
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(take).result()
+
+
+def test_a_finished_item_is_called_back_after_the_outermost_turn_and_without_the_lock() -> None:
+    board = Board(LOGGER)
+    done = item(board)
+    seen: list[bool] = []
+    done.when_done(lambda: seen.append(is_free(board)))
+    with board.turn():
+        with board.turn():
+            done.settle(b"", "COMPLETED")
+            board.finished(done)
+        assert seen == []
+    assert seen == [True]
+    assert board.n_open == 0
+
+
+def test_a_turn_that_fails_still_calls_back_what_it_had_finished() -> None:
+    board = Board(LOGGER)
+    done = item(board)
+    seen: list[str] = []
+    done.when_done(lambda: seen.append("called"))
+
+    def fail() -> None:
+        with board.turn():
+            done.settle(b"", "COMPLETED")
+            board.finished(done)
+            raise ValueError("in the middle of a turn")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        fail()
+    assert seen == ["called"]
+    assert is_free(board)
+
+
+def test_a_callback_may_take_a_turn_and_finish_others() -> None:
+    board = Board(LOGGER)
+    first, second = item(board), item(board)
+    order: list[str] = []
+
+    def finish_second() -> None:
+        order.append("first")
+        with board.turn():
+            second.settle(b"", "COMPLETED")
+            board.finished(second)
+
+    first.when_done(finish_second)
+    second.when_done(lambda: order.append("second"))
+    with board.turn():
+        first.settle(b"", "COMPLETED")
+        board.finished(first)
+    assert order == ["first", "second"]
+
+
+def test_a_board_that_closes_takes_nothing_more() -> None:
+    board = Board(LOGGER)
+    board.is_closing = True
+    with pytest.raises(RuntimeError, match="must be started"):
+        item(board)
+    assert board.open_items() == []
+
+
+def test_a_waiter_is_told_when_the_last_open_item_is_done() -> None:
+    board = Board(LOGGER)
+    last = item(board)
+
+    def finish() -> None:
+        with board.turn():
+            last.settle(b"", "COMPLETED")
+            board.finished(last)
+
+    threading.Timer(0.05, finish).start()
+    assert board.wait_until(lambda: board.n_open == 0, 20.0)
+    assert not board.wait_until(lambda: False, 0.0)
+
+
+def test_an_item_is_found_while_somebody_holds_it_and_no_longer() -> None:
+    board = Board(LOGGER)
+    held = item(board)
+    run_id = held.run_id
+    with board.turn():
+        held.settle(b"", "COMPLETED")
+        board.finished(held)
+    assert board.find(run_id) is held
+    assert board.find_open(run_id) is None
+    del held
+    assert board.find(run_id) is None
+
+
+def test_actions_are_performed_in_order_and_those_for_a_time_when_it_has_come() -> None:
+    now_s = [0.0]
+    order: list[str] = []
+    reactor = Reactor(LOGGER, clock=lambda: now_s[0])
+    reactor.at(2.0, lambda: order.append("at 2"))
+    reactor.at(1.0, lambda: order.append("at 1"))
+    reactor.soon(lambda: order.append("soon"))
+    reactor.soon(lambda: now_s.__setitem__(0, 1.5))
+    reactor.soon(lambda: order.append("at 1.5"))
+    reactor.soon(lambda: now_s.__setitem__(0, 2.5))
+    reactor.soon(lambda: order.append("at 2.5"))
+    reactor.close()
+    assert order == ["soon", "at 1", "at 1.5", "at 2", "at 2.5"]
+
+
+def test_a_fault_in_an_action_is_counted_and_the_next_one_is_performed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reactor = Reactor(LOGGER)
+    before = metrics.value("deepflow_fallbacks_total", kind="dispatcher_fault")
+    performed: list[int] = []
+    reactor.soon(lambda: performed.append(1 // 0))
+    reactor.soon(lambda: performed.append(1))
+    reactor.close()
+    assert performed == [1]
+    assert metrics.value("deepflow_fallbacks_total", kind="dispatcher_fault") == before + 1
+    assert "met a fault" in caplog.text
+
+
+def test_closing_performs_what_was_given_before_but_no_timer() -> None:
+    reactor = Reactor(LOGGER)
+    performed: list[str] = []
+    reactor.at(time.time() + 3600, lambda: performed.append("timer"))
+    reactor.soon(lambda: performed.append("soon"))
+    reactor.close()
+    assert performed == ["soon"]
