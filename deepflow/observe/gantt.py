@@ -173,14 +173,14 @@ def draw_side_by_side(trails: Mapping[str, Trail], path: Path, *, title: str = "
         end = trail.makespan_s / unit_s
         for axis in axes[2 * i : 2 * i + 2]:
             axis.axvline(end, color="#555555", linestyle="--", linewidth=0.8)
-        told = f"{name}: " if name else ""
+        told = f"{_short(name, 60)}: " if name else ""
         axes[2 * i].set_title(
             f"{told}{len(trail.tasks):,} tasks in {end:.4g} {unit}", loc="left", fontsize=9
         )
     axes[-1].set_xlim(0, 1.01 * span_s / unit_s)
     axes[-1].set_xlabel(f"time since the first submit ({unit})", fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(_short(title, 120), fontsize=12, x=0.01, ha="left", fontweight="bold")
     _draw_legend(figure, list(trails.values()), colours)
     try:
         figure.savefig(path, dpi=130)
@@ -362,4 +362,6 @@ def _draw_legend(figure: Figure, trails: Sequence[Trail], colours: Mapping[str, 
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """At most so long, and nothing that matplotlib takes for a formula."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return cut.replace("$", r"\$")
