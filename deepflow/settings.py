@@ -27,6 +27,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from deepflow.decide.place.registry import DEFAULT_POLICY
 from deepflow.errors import ConfigurationError, nearest
 
 __all__ = ["Settings", "load_settings", "setting_sources"]
@@ -124,6 +125,27 @@ class Settings(BaseSettings):
         min_length=1,
         description="Address that the driver's exporter listens on; 0.0.0.0: every network the "
         "machine is in (whoever reaches the port can read the metrics).",
+    )
+    placement: str = Field(
+        DEFAULT_POLICY,
+        min_length=1,
+        description="How it is decided where and in which order tasks run: a policy's name; "
+        "stock: as Dask does.",
+    )
+    state_dir: Path = Field(
+        Path("~/.deepflow"),
+        description="Folder for what is kept between flow runs: the history and the journals.",
+    )
+    history: str | None = Field(
+        None,
+        description="File or database URL of the history of run times; off: none is kept; "
+        "none: history.sqlite in state_dir.",
+    )
+    journal: bool = Field(
+        True, description="Whether a flow run's events are kept for `deepflow explain`."
+    )
+    artifact: bool = Field(
+        True, description="Whether a flow run ends with a report of its placement in the UI."
     )
     worker_silence_s: float = Field(
         60.0,

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from deepflow.backend.placement.annotation import OURS
+
 if TYPE_CHECKING:
     from distributed import Scheduler
-
-OURS = "deepflow"
-"""The Dask annotation that marks the tasks concerned."""
 
 
 class ReportDeaths(SchedulerPlugin):

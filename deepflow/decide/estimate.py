@@ -2,7 +2,8 @@
 
 The model, for one run of task *t* of a flow on a worker of class *c*::
 
-    ln seconds = task[t] + class[c] + deviation[t, c] + slope[t] · ln(offset + input bytes) + noise
+    ln seconds = task[t] + class[c] + deviation[t, c] + slope[t] · ln(offset + input bytes)
+                 + run[t] + noise
 
 - ``class`` is fitted over all tasks of the flow that ran on two classes or more (weighted least
   squares, shrunk towards the classes' effects in all flows), so that a task that never ran on a
@@ -12,6 +13,8 @@ The model, for one run of task *t* of a flow on a worker of class *c*::
   errors in common, so that many of them at one size are little evidence.
 - ``task`` is shrunk a little towards the mean of the flow's tasks. A task that was never seen has
   that mean, a flow that was never seen has `DEFAULT_RUN_S`; both still have the class's effect.
+- ``run`` is what the runs of a task in one flow run have in common: the median of the newest
+  `_RECENT` residuals, shrunk by how much flow runs were seen to differ. It ends with `begin_run`.
 - ``noise`` is kept as a standard deviation per task, from which quantiles follow (log-normal).
 
 Robust: the first run in a fresh process imports what it needs and takes many times as long.
@@ -52,32 +55,30 @@ _RECENT: Final = 16
 _LOOK_EVERY: Final = 8
 """Observations between two looks at what is an outlier and at the slope, once there are enough."""
 _CUT: Final = 3.0
-_LEAST_DEVIATION: Final = 0.1
+_LEAST_DEVIATION: Final = 0.2
 """Of the logarithm: below this nothing is an outlier."""
 _MOST_WEIGHT: Final = 256.0
 """Runs after which the past begins to fade."""
-_SIZE_OFFSET_BYTES: Final = 65536.0
+_SIZE_OFFSET_BYTES: Final = 1024.0
 """Inputs much smaller than this do not differ."""
 _SHORTEST_S: Final = 1e-6
 
 # Standard deviations, of logarithms, that the shrinkage expects.
-_NOISE: Final = 0.4
-_NOISE_WEIGHT: Final = 2.0
-_BETWEEN_TASKS: Final = 2.0
+_NOISE: Final = 0.6
+_NOISE_WEIGHT: Final = 5.0
+_BETWEEN_TASKS: Final = 3.0
 _BETWEEN_CLASSES: Final = 0.7
 _BETWEEN_FLOWS: Final = 0.2
 _DEVIATION: Final = 0.3
 _SLOPE: Final = 0.7
 _MOST_SLOPE: Final = 1.5
-_RUN_ERROR: Final = 0.15
+_RUN_ERROR: Final = 0.3
 """What the runs of a task in one flow run have in common."""
 
-_ALIKE: Final = 0.1
-"""How alike runs of a task within one flow run are: each one more tells less of other flow runs."""
-_RUN: Final = 0.3
+_RUN: Final = 0.6
 _RUN_WEIGHT: Final = 2.0
 _MOST_RUNS: Final = 32.0
-_LEAST_NOISE: Final = 0.2
+_LEAST_NOISE: Final = 0.3
 _MEDIAN: Final = math.pi / 2
 """Variance of a median over that of a mean, of many normal values."""
 
@@ -109,52 +110,45 @@ class _Cell:
     """Weighted moments of x = ln input bytes and y = ln of what was seen; robust and fading."""
 
     __slots__ = (
-        *("high", "low", "n_in_run", "n_seen", "recent"),
+        *("high", "low", "n_seen", "recent"),
         *("mean_x", "mean_y", "sxx", "sxy", "syy", "weight"),
     )
 
     def __init__(self) -> None:
-        self.n_seen = self.n_in_run = 0
+        self.n_seen = 0
         self.low = self.high = 0.0
         self.weight = 0.0
         self.mean_x = self.mean_y = 0.0
         self.sxx = self.sxy = self.syy = 0.0
-        self.recent: list[tuple[float, float, float]] = []
+        self.recent: list[tuple[float, float]] = []
 
     def add(self, x: float, y: float, slope: float) -> None:
         """Learn one pair; `slope` is what is believed now, to tell outliers by. O(1)."""
         self.n_seen += 1
-        weight = 1.0 / (1.0 + _ALIKE * self.n_in_run)
-        self.n_in_run += 1
-        self.recent.append((x, y, weight))
+        self.recent.append((x, y))
         if len(self.recent) > _RECENT:
             del self.recent[0]
         if self.n_seen <= _RECENT or not self.n_seen % _LOOK_EVERY:
-            self.low, self.high = _bounds([b - slope * a for a, b, _ in self.recent])
+            self.low, self.high = _bounds([b - slope * a for a, b in self.recent])
         if self.n_seen <= _RECENT:
             self.weight = self.mean_x = self.mean_y = self.sxx = self.sxy = self.syy = 0.0
-            for a, b, of in self.recent:
-                self._put(a, slope * a + min(max(b - slope * a, self.low), self.high), of)
+            for a, b in self.recent:
+                self._put(a, slope * a + min(max(b - slope * a, self.low), self.high))
         else:
-            self._put(x, slope * x + min(max(y - slope * x, self.low), self.high), weight)
+            self._put(x, slope * x + min(max(y - slope * x, self.low), self.high))
 
-    def _put(self, x: float, y: float, of: float) -> None:
-        weight = self.weight + of
+    def _put(self, x: float, y: float) -> None:
+        weight = self.weight + 1.0
         dx, dy = x - self.mean_x, y - self.mean_y
-        share = of / weight
-        self.mean_x += dx * share
-        self.mean_y += dy * share
-        rest = self.weight * share
+        self.mean_x += dx / weight
+        self.mean_y += dy / weight
+        rest = self.weight / weight
         self.sxx += rest * dx * dx
         self.sxy += rest * dx * dy
         self.syy += rest * dy * dy
         self.weight = weight
         if weight > _MOST_WEIGHT:
             self._fade()
-
-    def begin_run(self) -> None:
-        """What comes next is of another flow run."""
-        self.n_in_run = 0
 
     def _fade(self) -> None:
         keep = min(1.0, _MOST_WEIGHT / self.weight)
@@ -188,17 +182,16 @@ class _Cell:
     def to_list(self) -> list[Any]:
         moments = [self.weight, self.mean_x, self.mean_y, self.sxx, self.sxy, self.syy]
         bounds = [self.low, self.high]
-        counts = [self.n_seen, self.n_in_run]
-        return [counts, bounds, moments, [list(pair) for pair in self.recent]]
+        return [self.n_seen, bounds, moments, [list(pair) for pair in self.recent]]
 
     @classmethod
     def from_list(cls, saved: list[Any]) -> _Cell:
         cell = cls()
-        counts, bounds, moments, recent = saved
-        cell.n_seen, cell.n_in_run = map(int, counts)
+        n_seen, bounds, moments, recent = saved
+        cell.n_seen = int(n_seen)
         cell.low, cell.high = map(float, bounds)
         cell.weight, cell.mean_x, cell.mean_y, cell.sxx, cell.sxy, cell.syy = map(float, moments)
-        cell.recent = [(float(x), float(y), float(weight)) for x, y, weight in recent]
+        cell.recent = [(float(x), float(y)) for x, y in recent]
         return cell
 
 
@@ -271,9 +264,6 @@ class _Task:
             return
         self.newest = []
         self.fit = None
-        self.output.begin_run()
-        for cell in self.cells.values():
-            cell.begin_run()
         self._remember(1.0, effect * effect)
 
     def merge(self, other: _Task, effect: float) -> None:
@@ -503,6 +493,10 @@ class Estimates:
         of_task = self._task(flow, task)
         cell = of_task.cells.get(worker_class) if of_task else None
         return cell.n_seen if cell else 0
+
+    def knows(self, flow: str) -> bool:
+        """Whether any task of the flow was seen."""
+        return flow in self._flows
 
     def is_known(self, flow: str, task: str) -> bool:
         """Whether a run of the task was seen on any class."""

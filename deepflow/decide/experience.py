@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import Event, Finished, Submitted, WorkerJoined
-from deepflow.decide.rank import FlowShape, RunTask
+from deepflow.decide.rank import FlowShape, RunShape, RunTask
 
 __all__ = ["Experience", "Observation", "observations"]
 
@@ -68,9 +68,14 @@ class Experience:
     estimates: Estimates = field(default_factory=Estimates)
     shapes: FlowShape = field(default_factory=FlowShape)
 
-    def learn(self, events: Iterable[Event]) -> None:
-        """Take in the log of finished runs. A run's shape is on the mean class of worker."""
+    def learn(self, events: Iterable[Event]) -> list[tuple[str, RunShape]]:
+        """Take in the log of finished runs; gives each one's flow and shape.
+
+        A run's shape is on the mean class of worker. A run of which the log lacks tasks has none.
+        """
         found, submitted = observations(events)
+        for flow in sorted({seen.flow for seen in found}):
+            self.estimates.begin_run(flow)
         for seen in found:
             if seen.run_s > 0:
                 self.estimates.observe(
@@ -93,7 +98,9 @@ class Experience:
                     seen.run_s * task.n_runs * speed,
                 )
             )
+        learned = []
         for (flow, _), tasks in runs.items():
             known = {task.key for task in tasks}
             if all(set(task.depends_on) <= known for task in tasks):
-                self.shapes.learn_run(flow, tasks)
+                learned.append((flow, self.shapes.learn_run(flow, tasks)))
+        return learned

@@ -59,6 +59,7 @@ _seen = sa.Table(
         "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True
     ),  # only INTEGER PRIMARY KEY counts up by itself in SQLite
     sa.Column("flow", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
     sa.Column("task", sa.Text, nullable=False),
     sa.Column("worker_class", sa.Text, nullable=False),
     sa.Column("at_s", sa.Double, nullable=False),
@@ -84,6 +85,8 @@ class Observation:
     """One task run that ended well."""
 
     flow: str
+    run: str
+    """The flow run; what its tasks had in common is told apart from what the next ones have."""
     task: str
     worker_class: str
     at_s: float
@@ -109,6 +112,7 @@ class History:
         self._engine = engine
         self._source = source
         self._added = 0
+        self._touched: set[str] = set()
 
     @classmethod
     def open(cls, target: str | Path) -> History:
@@ -141,7 +145,7 @@ class History:
             return
         with self._writing() as connection:
             connection.execute(sa.insert(_seen), rows)
-        self._prune_when_due(len(rows))
+        self._prune_when_due({row["flow"] for row in rows}, len(rows))
 
     def record_run(self, flow: str, at_s: float, shape: RunShape) -> None:
         """Keep the shape of a whole run that ended at `at_s`."""
@@ -150,24 +154,31 @@ class History:
         row = {"flow": flow, "at_s": at_s, "shape": json.dumps(shape_to_list(shape))}
         with self._writing() as connection:
             connection.execute(sa.insert(_shape), row)
-        self._prune_when_due(1)
+        self._prune_when_due([flow], 1)
 
     def observations(self, flow: str | None = None) -> list[Observation]:
         """What is kept, of one flow or all, the oldest first."""
+        return [Observation(*row) for row in self._rows(flow)]
+
+    def _rows(self, flow: str | None) -> Sequence[sa.Row[Any]]:
         query = sa.select(*_seen.c[1:]).order_by(_seen.c.at_s, _seen.c.id)
         if flow is not None:
             query = query.where(_seen.c.flow == flow)
         with self._reading() as connection:
-            return [Observation(*row) for row in connection.execute(query)]
+            return connection.execute(query).all()
 
     def estimates(self, flow: str | None = None) -> Estimates:
         """The run-time model of one flow, or of all, learned from what is kept.
 
-        About 10 µs for each observation. One flow alone lacks what other flows tell about the
+        10 to 20 µs for each observation. One flow alone lacks what other flows tell about the
         classes' speeds.
         """
         estimates = Estimates()
-        for seen in self.observations(flow):
+        begun: set[tuple[str, str]] = set()
+        for seen in self._rows(flow):
+            if (seen.flow, seen.run) not in begun:
+                begun.add((seen.flow, seen.run))
+                estimates.begin_run(seen.flow)
             estimates.observe(
                 seen.flow,
                 seen.task,
@@ -193,21 +204,29 @@ class History:
 
     def prune(self) -> None:
         """Remove what is beyond the bounds: old observations and runs, then whole old flows."""
+        self._prune(only_touched=False)
+
+    def _prune(self, *, only_touched: bool) -> None:
         with self._writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            _keep_newest(connection, _seen, _CELL, MAX_PER_CELL)
-            _keep_newest(connection, _shape, (_shape.c.flow,), MAX_RUNS)
+            for flow in self._touched if only_touched else [None]:
+                _keep_newest(connection, _seen, _CELL, MAX_PER_CELL, flow)
+                _keep_newest(connection, _shape, (_shape.c.flow,), MAX_RUNS, flow)
             for flow in _too_old(connection):
                 connection.execute(sa.delete(_seen).where(_seen.c.flow == flow))
                 connection.execute(sa.delete(_shape).where(_shape.c.flow == flow))
-            _keep_newest(connection, _seen, (), MAX_ROWS)
+            n_rows = connection.execute(sa.select(sa.func.count()).select_from(_seen)).scalar_one()
+            if n_rows > MAX_ROWS:
+                _keep_newest(connection, _seen, (), MAX_ROWS, None)
         self._added = 0
+        self._touched.clear()
 
-    def _prune_when_due(self, n_added: int) -> None:
+    def _prune_when_due(self, flows: Iterable[str], n_added: int) -> None:
+        self._touched.update(flows)
         self._added += n_added
         if self._added >= PRUNE_AFTER:
-            self.prune()
+            self._prune(only_touched=True)
 
     def _prepare(self) -> None:
         """Look whether this is a history of this version; make the tables where there is none."""
@@ -340,12 +359,19 @@ def _damage(connection: sa.Connection) -> str | None:
 
 
 def _keep_newest(
-    connection: sa.Connection, table: sa.Table, of: Sequence[sa.Column[Any]], n: int
+    connection: sa.Connection,
+    table: sa.Table,
+    of: Sequence[sa.Column[Any]],
+    n: int,
+    flow: str | None,
 ) -> None:
-    """Delete all but the newest `n` rows of each group."""
+    """Delete all but the newest `n` rows of each group, of one flow or all."""
     place = sa.func.row_number().over(partition_by=of, order_by=table.c.id.desc())
-    ranked = sa.select(table.c.id, place.label("place")).subquery()
-    too_many = sa.select(ranked.c.id).where(ranked.c.place > n)
+    ranked = sa.select(table.c.id, place.label("place"))
+    if flow is not None:
+        ranked = ranked.where(table.c.flow == flow)
+    rows = ranked.subquery()
+    too_many = sa.select(rows.c.id).where(rows.c.place > n)
     connection.execute(sa.delete(table).where(table.c.id.in_(too_many)))
 
 

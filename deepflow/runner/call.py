@@ -38,7 +38,7 @@ from deepflow.runner.slots import slot_left
 from deepflow.runner.wire import dumps, dumps_plain, is_plain
 
 if TYPE_CHECKING:
-    pass
+    from deepflow.backend.placement.annotation import TaskNote
 
 
 class Call:
@@ -53,8 +53,8 @@ class Call:
         session.dispatcher.set_flow_run(self.flow_run_id)
         context = session.context()
         tags = TagsContext.get().current_tags
-        annotations, resources, priority = self._placement()
-        workers = self._near()
+        workers, near = self._near()
+        annotations, resources, soft_gpu, priority = self._placement()
         self.template = Template(
             name=task.name,
             salt=session.salt[:8],
@@ -64,6 +64,7 @@ class Call:
             tags=tuple(sorted(tags)),
             hints=self.hints,
             annotations=annotations,
+            note=self._note(flow_run, soft_gpu, near),
             resources=resources,
             workers=workers,
             allow_other_workers=bool(workers) and not self.hints.strict,
@@ -72,11 +73,27 @@ class Call:
             ship_again=lambda: session.ship_again(task, context),
         )
 
-    def _placement(self) -> tuple[dict[str, Any], dict[str, float], int]:
-        """Dask annotations, resources and priority from the user's annotations and hints."""
+    def _note(self, flow_run: FlowRunContext | None, soft_gpu: float, near: list[str]) -> TaskNote:
+        """What the scheduler's placement is told of these runs."""
+        note: TaskNote = {"task": self.task.name}
+        if flow_run is not None and flow_run.flow is not None:
+            note["flow"] = flow_run.flow.name
+        if self.flow_run_id is not None:
+            note["run"] = str(self.flow_run_id)
+        if soft_gpu:
+            note["soft_gpu"] = soft_gpu
+        if self.hints.memory:
+            note["memory_bytes"] = self.hints.memory
+        if near:
+            note["near"] = near
+        return note
+
+    def _placement(self) -> tuple[dict[str, Any], dict[str, float], float, int]:
+        """Dask annotations, resources, the soft GPU and priority, from annotations and hints."""
         annotations = dict(get_annotations())
         hints = self.hints
         resources: dict[str, float] = {}
+        soft = 0.0
         if hints:
             offers = self.session.offers()
             if offers and not self.session.config.adapt_kwargs:
@@ -84,22 +101,30 @@ class Call:
                 if refusal is not None:
                     raise UnplaceableError(f"task {self.task.name!r}: {refusal.reason}")
             soft = soft_gpu(offers) if hints.gpu == "soft" else 0.0
-            resources = hints.dask_resources(soft_gpu=soft)
+            placing = self.session.placing
+            # Where Dask places, a GPU that is wanted must be a need: it knows no wishes.
+            is_wish = placing is not None and placing.is_placing
+            resources = hints.dask_resources(soft_gpu=0.0 if is_wish else soft)
         if resources:
             resources = {**annotations.pop("resources", {}), **resources}
         priority = hints.priority
         if priority:
             annotations.pop("priority", None)
-        return annotations, resources, priority
+        return annotations, resources, soft, priority
 
-    def _near(self) -> list[str]:
-        """The workers that hold the futures in `near`; waits for those that are not done.
+    def _near(self) -> tuple[list[str], list[str]]:
+        """Workers to be confined to, and workers to be preferred, by the hint `near`.
 
-        Hosts, paths and storage URLs are carried along with the hints; they do not place yet.
+        Futures first: the workers that hold them; waits for those that are not done. Then hosts,
+        paths and storage URLs, the most wanted first, as far as somebody knows where they lie.
         """
         workers: list[str] = []
+        elsewhere = []
         for near in self.hints.near:
-            item = self.session.dispatcher.find(UUID(near.value)) if near.kind == "future" else None
+            if near.kind != "future":
+                elsewhere.append(near)
+                continue
+            item = self.session.dispatcher.find(UUID(near.value))
             if item is None:
                 continue
             with slot_left():
@@ -110,7 +135,17 @@ class Call:
         if workers:
             alive = set(self.session.client.nthreads())
             workers = [worker for worker in workers if worker in alive]
-        return workers
+        if workers or not elsewhere:
+            return workers, []
+        close = list(self.session.workers_near(elsewhere, strict=self.hints.strict))
+        if not self.hints.strict:
+            return [], close
+        if not close and self.session.is_located(elsewhere):
+            raise UnplaceableError(
+                f"task {self.task.name!r}: near={elsewhere[0].value!r} with strict=True, and no "
+                "worker is on a host that has it; leave strict out or start a worker there"
+            )
+        return close, []
 
     # -- one run -------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from typing import Any
 from prefect.utilities.importtools import from_qualified_name
 
 from deepflow.decide.model import WorkerClass
+from deepflow.decide.place.policy import Policy
+from deepflow.decide.place.registry import policy_named
 from deepflow.errors import ConfigurationError
 
 
@@ -31,6 +33,7 @@ class RunnerConfig:
     client_kwargs: dict[str, Any] = field(default_factory=dict)
     performance_report_path: str | None = None
     local: tuple[WorkerClass, ...] | None = None
+    policy: str | Policy | None = None
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class RunnerConfig:
         client_kwargs: dict[str, Any] | None,
         performance_report_path: str | None,
         local: Sequence[WorkerClass] | None,
+        policy: str | Policy | None,
     ) -> RunnerConfig:
         """Check and copy what a user passed."""
         if address and (cluster or cluster_class or cluster_kwargs or adapt_kwargs):
@@ -77,6 +81,8 @@ class RunnerConfig:
                 raise ConfigurationError(
                     f"`local` takes deepflow.WorkerClass values, not {worker_class!r}"
                 )
+        if policy is not None:
+            policy_named(policy)  # a misspelt name fails here, not in the flow
         return cls(
             cluster=cluster,
             address=address,
@@ -86,6 +92,7 @@ class RunnerConfig:
             client_kwargs={"set_as_default": False, **(client_kwargs or {})},
             performance_report_path=performance_report_path,
             local=None if local is None else tuple(local),
+            policy=policy,
         )
 
     def resolved_cluster_class(self) -> Callable[..., Any] | None:

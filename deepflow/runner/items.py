@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
     from prefect.tasks import Task
 
+    from deepflow.backend.placement.annotation import TaskNote
     from deepflow.hints import Hints
 
 
@@ -37,6 +38,7 @@ class Template:
     tags: tuple[str, ...]
     hints: Hints
     annotations: dict[str, Any]
+    note: TaskNote
     resources: dict[str, float]
     workers: list[str]
     allow_other_workers: bool
@@ -51,6 +53,7 @@ class Template:
         """What a whole Dask graph is sent with: tasks that differ in it need graphs apart."""
         return (
             self.annotations,
+            self.note,
             self.resources,
             self.workers,
             self.allow_other_workers,

@@ -19,7 +19,7 @@ from dask._task_spec import Task as DaskTask
 from dask._task_spec import TaskRef
 from dask.base import annotate
 
-from deepflow.backend.scheduler_plugin import OURS
+from deepflow.backend.placement.annotation import OURS
 from deepflow.decide.batching import split_after_s
 from deepflow.errors import InfrastructureError
 from deepflow.runner.board import Board
@@ -102,7 +102,8 @@ class Sender:
                 )
             # In an empty context: the annotations of the thread that happens to be here, or of
             # the one that made this dispatcher, are not those of these runs.
-            futures = Context().run(self._put_graph, graph, jobs[0].items[0].template)
+            first = jobs[0].items
+            futures = Context().run(self._put_graph, graph, first[0].template, len(first))
         except Exception as exc:  # noqa: BLE001 - it becomes the runs' end, see below
             # Nobody waits for this thread: an error here is an error of these runs.
             for job in jobs:
@@ -115,9 +116,10 @@ class Sender:
                 item.sent_at_s = now_s
             self.watch(job, future)
 
-    def _put_graph(self, graph: dict[str, DaskTask], template: Template) -> list[Any]:
+    def _put_graph(self, graph: dict[str, DaskTask], template: Template, n_runs: int) -> list[Any]:
         """Hand a graph to Dask with its template's annotations; returns a future per task."""
-        with annotate(**{**template.annotations, OURS: True}):
+        note = template.note if n_runs == 1 else {**template.note, "n_runs": n_runs}
+        with annotate(**{**template.annotations, OURS: note}):
             futures: list[Any] = self._client.get(
                 # The token spares Dask from hashing every call.
                 LLGExpr(graph, _determ_token=next(iter(graph))),
@@ -194,4 +196,5 @@ class Sender:
 
 
 def _placement(job: SentJob) -> tuple[Any, ...]:
-    return job.items[0].template.placement
+    """What is said of a whole graph; jobs that differ in it need graphs apart."""
+    return (*job.items[0].template.placement, len(job.items))

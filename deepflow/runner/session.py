@@ -11,6 +11,7 @@ import errno
 import threading
 import uuid
 import weakref
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,20 @@ from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import ReportDeaths
+from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
+from deepflow.decide.place.registry import STOCK
 from deepflow.errors import ClusterUnreachableError
+from deepflow.hints import Near, parse_label_resource
 from deepflow.intermediates import registration
+from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
 from deepflow.runner.client import DeepflowClient
 from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Item
+from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.shared import SharedArguments
 from deepflow.runner.wire import BlobRef, Outcomes
@@ -73,6 +79,8 @@ class Session:
         self.shared = SharedArguments()
         registration.register(Outcomes)
         self.is_nested = nested_client is not None
+        self.placing: Placing | None = None
+        self._locator: Locator | None = None
         if nested_client is not None:
             self.client: Any = nested_client
         else:
@@ -159,6 +167,7 @@ class Session:
         self.client = self._stack.enter_context(client)
         self.client.register_plugin(DeepflowWorkerPlugin(this_process()))
         self.client.register_plugin(ReportDeaths())
+        self._place()
         if config.performance_report_path:
             self._stack.enter_context(distributed.Client.as_current(self.client))
             self._stack.enter_context(
@@ -166,6 +175,19 @@ class Session:
             )
         if self.client.dashboard_link:
             logger.info(f"The Dask dashboard is available at {self.client.dashboard_link}")
+
+    def _place(self) -> None:
+        """Hand placement to the plugin, unless Dask is to do it."""
+        policy = self.config.policy or self.settings.placement
+        if policy == STOCK:
+            return
+        placing = Placing(self.client, self.settings, policy, self._run_logger())
+        flow_run = FlowRunContext.get()
+        placing.register(
+            flow_run.flow.name if flow_run and flow_run.flow else None,
+            flow_run.flow_run if flow_run else None,
+        )
+        self.placing = placing
 
     def _make_cluster(self) -> Any:
         config = self.config
@@ -282,6 +304,29 @@ class Session:
             self._offers_due_s = now_s + _OFFERS_EVERY_S
         return self._offers
 
+    def workers_near(self, nears: Sequence[Near], *, strict: bool) -> tuple[str, ...]:
+        """Addresses of the workers closest to the first of these that is known to lie somewhere.
+
+        `strict`: only those on the very host. Empty: nothing is known, or nobody is close.
+        """
+        if self._locator is None:
+            self._locator = Locator(count=_count_fallback)
+        info = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        places = [
+            self._locator.place(address, _labels(worker.get("resources") or {}))
+            for address, worker in info.items()
+        ]
+        for location in self._locator.locate_all(nears):
+            if location:
+                close = nearest_workers(location, places, within="host" if strict else "zone")
+                if close:
+                    return tuple(close)
+        return ()
+
+    def is_located(self, nears: Sequence[Near]) -> bool:
+        """Whether any of these is known to lie somewhere (from what was just looked up)."""
+        return self._locator is not None and any(self._locator.locate_all(nears))
+
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, *, failed: bool) -> None:
@@ -304,10 +349,14 @@ class Session:
                     dispatcher.drain(sent, settings.shutdown_s)
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
+            if self.placing is not None:
+                self.placing.finish()
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:
             dispatcher.close()
+            if self._locator is not None:
+                self._locator.close()
             if self.client.status == "running":
                 for ref in self._blobs.values():
                     self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
@@ -347,6 +396,16 @@ def nested_session(config: RunnerConfig, events_topic: str, logger: Any) -> Sess
                 config, logger, nested_client=client, events_topic=events_topic
             )
     return session
+
+
+def _count_fallback(kind: str) -> None:
+    metrics.inc("deepflow_fallbacks_total", kind=kind)
+
+
+def _labels(resources: Mapping[str, float]) -> dict[str, str]:
+    """A worker's labels, from the resources by which it offers them."""
+    labels = (parse_label_resource(name) for name, amount in resources.items() if amount > 0)
+    return dict(label for label in labels if label is not None)
 
 
 def _ambient_address() -> str | None:

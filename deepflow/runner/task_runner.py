@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from deepflow.decide.model import WorkerClass
+from deepflow.decide.place.policy import Policy
 from deepflow.errors import GeneratorTaskError
 from deepflow.runner.call import Call
 from deepflow.runner.config import RunnerConfig
@@ -53,6 +54,9 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         performance_report_path: Where to save Dask's performance report.
         local: Worker classes of an embedded cluster of unlike workers, e.g.
             `[WorkerClass("cpu", count=2), WorkerClass("gpu", gpu=1, labels={"rack": "b"})]`.
+        policy: How it is decided where and in which order tasks run: a policy's name, or a
+            `deepflow.decide.place.policy.Policy`; `"stock"`: as Dask does. Where the cluster has a
+            policy already, that one stays. Unless given, `DEEPFLOW_PLACEMENT`.
 
     Without arguments the runner starts an embedded cluster made for this machine.
 
@@ -76,6 +80,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         performance_report_path: str | None = None,
         *,
         local: Sequence[WorkerClass] | None = None,
+        policy: str | Policy | None = None,
     ) -> None:
         self._begin(
             RunnerConfig.of(
@@ -87,6 +92,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
                 client_kwargs=client_kwargs,
                 performance_report_path=performance_report_path,
                 local=local,
+                policy=policy,
             ),
             _Live(),
         )

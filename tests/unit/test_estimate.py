@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from deepflow.decide import estimate as module
 from deepflow.decide.estimate import DEFAULT_OUTPUT_BYTES, DEFAULT_RUN_S, Estimates
 from deepflow.errors import HistoryError
 
@@ -71,6 +72,31 @@ def test_time_that_grows_with_the_input_is_learned() -> None:
     assert estimates.run_s("f", "t", "x", 1e10) == pytest.approx(100, rel=0.25)
     assert estimates.run_s("f", "t", "y", 1e7) == pytest.approx(0.1, rel=0.25)
     assert estimates.output_bytes("f", "t", 1e9) == pytest.approx(5e8, rel=0.25)
+
+
+def test_the_newest_times_of_a_run_count_until_the_next_run_begins() -> None:
+    estimates = Estimates()
+    for i in range(10):
+        estimates.begin_run("f")
+        for _ in range(10):
+            estimates.observe("f", "t", "c", 5.0 if i % 2 else 2.0, 0, 0)
+    assert estimates.run_s("f", "t", "c", 0) == pytest.approx(5.0, rel=0.15)
+    within_run = estimates.spread("f", "t", "c")
+    estimates.begin_run("f")
+    assert 2.5 < estimates.run_s("f", "t", "c", 0) < 4.0
+    assert estimates.spread("f", "t", "c") > within_run
+    estimates.begin_run("never seen")
+
+
+def test_only_so_many_tasks_of_a_flow_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TASKS_PER_FLOW", 3)
+    monkeypatch.setattr(module, "MAX_FLOWS", 2)
+    estimates = learned(*[(f"t{i}", "c", 1.0) for i in range(3)], ("t0", "c", 1.0))
+    estimates.observe("f", "t3", "c", 1.0, 0, 0)
+    assert [estimates.is_known("f", f"t{i}") for i in range(4)] == [True, False, True, True]
+    estimates.observe("g", "t", "c", 1.0, 0, 0)
+    estimates.observe("h", "t", "c", 1.0, 0, 0)
+    assert not estimates.is_known("f", "t0")
 
 
 def test_quantiles_hold_the_share_they_name() -> None:

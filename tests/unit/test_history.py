@@ -26,12 +26,13 @@ def seen(
     run_s: float = 1.0,
     *,
     flow: str = "f",
+    run: str = "r",
     task: str = "t",
     worker_class: str = "c",
     at_s: float = 0.0,
     input_bytes: int = 10,
 ) -> Observation:
-    return Observation(flow, task, worker_class, at_s, run_s, input_bytes, 20)
+    return Observation(flow, run, task, worker_class, at_s, run_s, input_bytes, 20)
 
 
 def postgres_programs() -> Path | None:
@@ -127,6 +128,17 @@ def test_estimates_are_learned_from_what_was_recorded(history: History) -> None:
     only = history.estimates("g")
     assert only.is_known("g", "t")
     assert not only.is_known("f", "t")
+
+
+def test_runs_are_told_apart_when_they_are_learned_from(history: History) -> None:
+    for i in range(6):
+        run_s = 1.0 if i % 2 else 10.0
+        history.record([seen(run_s, run=f"r{i}", at_s=i) for _ in range(20)])
+    estimates = history.estimates()
+    last_run_s = estimates.run_s("f", "t", "c", 10)
+    estimates.begin_run("f")
+    assert last_run_s == pytest.approx(1.0, rel=0.3)
+    assert 2.0 < estimates.run_s("f", "t", "c", 10) < 5.0
 
 
 def test_shapes_of_runs_come_back(history: History) -> None:

@@ -39,7 +39,8 @@ _WRITTEN_FOR: Final[dict[str, frozenset[str]]] = {
     "decide_worker_non_rootish": frozenset({"7bb96b22be76"}),
 }
 
-Recs = tuple[dict[Any, str], dict[str, Any], dict[str, Any]]
+Recs = tuple[Any, Any, Any]
+"""Recommendations, messages to clients, messages to workers; as Dask's transitions give them."""
 Transition = Callable[..., Recs]
 
 
@@ -79,8 +80,10 @@ class Binding:
         self._scheduler = scheduler
         self._methods = tuple(methods)
         self._handlers = {name: scheduler.stream_handlers[name] for name in stream_handlers}
-        self.stock: dict[tuple[str, str], Transition] = dict(scheduler._TRANSITIONS_TABLE)
-        scheduler._TRANSITIONS_TABLE = {**self.stock, **transitions}
+        table: Any = scheduler._TRANSITIONS_TABLE
+        self.stock: dict[tuple[str, str], Transition] = dict(table)
+        # On the instance: the class's table stays as it is.
+        vars(scheduler)["_TRANSITIONS_TABLE"] = {**self.stock, **transitions}
         for name, method in methods.items():
             setattr(scheduler, name, method)
         scheduler.stream_handlers.update(stream_handlers)

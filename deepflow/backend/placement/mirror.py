@@ -85,6 +85,13 @@ class Mirror:
         self._n_done: dict[str, int] = {}
         self._bandwidths: dict[tuple[str, str], float] = {}
 
+    def teach(self, flow: str, estimates: Estimates, shapes: FlowShape) -> None:
+        """Take in what somebody else knows, unless the flow is known here already."""
+        if not self.estimates.knows(flow):
+            self.estimates.merge(estimates)
+        if not self.shapes.is_known(flow):
+            self.shapes = shapes
+
     # -- workers --------------------------------------------------------------------------------
 
     def worker_joined(self, dask_worker: DaskWorker) -> Worker:
@@ -154,6 +161,8 @@ class Mirror:
         if job is None:
             flow = note.get("flow") or _OTHERS
             job = Job(run, flow, now_s, self.shapes.work_s(flow) or 0.0)
+            if flow not in {other.flow for other in self.jobs.values()}:
+                self.estimates.begin_run(flow)
             self.jobs[run] = job
             self._n_left[run] = self._n_done[run] = 0
         known = Known(state.key, note.get("task") or state.prefix.name, note, job)
@@ -215,7 +224,7 @@ class Mirror:
             run_s=self._run_s_by_class(known),
             ready_s=now_s,
             rank_s=known.rank_s,
-            priority=-state.priority[0] if state.priority else 0,
+            priority=-int(state.priority[0]) if state.priority else 0,
             dask_order=state.priority,
             inputs=inputs,
             input_bytes=known.input_bytes,

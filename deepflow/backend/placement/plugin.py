@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
@@ -25,9 +26,9 @@ from distributed.metrics import time
 
 from deepflow.backend.placement.binding import Binding, Recs, differences
 from deepflow.backend.placement.mirror import Known, Mirror, gpu_needs
+from deepflow.backend.placement.record import Record
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import (
-    Candidate,
     Event,
     Failed,
     Finished,
@@ -37,6 +38,7 @@ from deepflow.decide.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from deepflow.decide.experience import Experience
 from deepflow.decide.place.binder import Binder, Decision, Tuning
 from deepflow.decide.place.fleet import Worker
 from deepflow.decide.place.policy import Policy
@@ -56,8 +58,6 @@ logger = logging.getLogger("deepflow.placement")
 MAX_FAULTS: Final = 10
 _MEASURE_EVERY_S: Final = 1.0
 _SOONEST_LOOK_S: Final = 0.002
-_MAX_EVENTS: Final = 200_000
-_SHOWN: Final = 4
 _STIMULUS: Final = "deepflow-placement"
 _NOTHING: Final[Recs] = ({}, {}, {})
 
@@ -112,7 +112,7 @@ class Placement(SchedulerPlugin):
         self.scheduler = scheduler
         clock = self._clock or time
         self._now: Callable[[], float] = clock
-        self._events: deque[Event | tuple[float, Decision]] = deque(maxlen=_MAX_EVENTS)
+        self._record = Record(self.policy.name if self.policy is not None else "stock")
         self._chosen: dict[Any, Worker] = {}
         self._is_dirty = False
         self._is_passing = False
@@ -122,6 +122,8 @@ class Placement(SchedulerPlugin):
         for dask_worker in scheduler.workers.values():
             self._joined(self.mirror.worker_joined(dask_worker))
         scheduler.handlers["deepflow_placement"] = self._report
+        scheduler.handlers["deepflow_events"] = self._events_of
+        scheduler.handlers["deepflow_teach"] = self._teach
         if self.policy is None:
             return None
         self.ready = Ready(self.policy)
@@ -148,7 +150,7 @@ class Placement(SchedulerPlugin):
         stock_slots = scheduler.stimulus_queue_slots_maybe_opened
         stock_long_running = scheduler.stream_handlers["long-running"]
 
-        def transitions(recommendations: dict[Any, str], stimulus_id: str) -> None:
+        def transitions(recommendations: Any, stimulus_id: str) -> None:
             stock_transitions(recommendations, stimulus_id)
             if self._is_dirty:
                 self._pass(stimulus_id)
@@ -289,7 +291,7 @@ class Placement(SchedulerPlugin):
     def _say_unplaceable(self, task: Any) -> None:
         reasons = self.binder.unplaceable(task)
         if reasons is not None and self.mirror.fleet.workers:
-            self._note(Held(self._now(), str(task.key), f"unplaceable: {reasons}"))
+            self._note(Held(self._now(), str(task.key), f"unplaceable: {reasons}"), task.job.run)
 
     def _pass(self, stimulus_id: str) -> None:
         """Hand out what can be handed out."""
@@ -358,7 +360,7 @@ class Placement(SchedulerPlugin):
             moves.append(task.key)
             self.n_decisions += 1
             self.decision_s.append(perf_counter() - began)
-            self._events.append((now_s, decision))
+            self._record.decided(now_s, decision)
 
     def _prepare(self, key: Any, decision: Decision) -> None:
         known = self.mirror.known.get(key)
@@ -471,7 +473,7 @@ class Placement(SchedulerPlugin):
         start_s = now_s + worker.free_in_s(now_s)
         expected_s = known.expected_s if known is not None else 0.5
         self.mirror.fleet.assign(worker, key, start_s, start_s + expected_s, needs)
-        self._note(Placed(now_s, str(key), worker.name, "stock"))
+        self._note(Placed(now_s, str(key), worker.name, "stock"), known.job.run if known else "")
 
     def _is_back(self, key: Any, finish: str, more: dict[str, Any]) -> None:
         """A worker no longer has a task: it has ended, or was taken away."""
@@ -489,7 +491,8 @@ class Placement(SchedulerPlugin):
             n_bytes = int(more.get("nbytes") or 0)
             self.mirror.finished(known, stopped_s - started_s, n_bytes)
             self._note(
-                Finished(now_s, str(key), name, started_s, stopped_s, n_bytes, known.is_on_gpu)
+                Finished(now_s, str(key), name, started_s, stopped_s, n_bytes, known.is_on_gpu),
+                known.job.run,
             )
             if self.is_placing and self.mirror.learned_enough(known):
                 for open_one in self.mirror.renew(self.scheduler, known.job):
@@ -499,7 +502,7 @@ class Placement(SchedulerPlugin):
                         task.rank_s = open_one.rank_s
                         self.ready.add(task)
         else:
-            self._note(Failed(now_s, str(key), name, finish))
+            self._note(Failed(now_s, str(key), name, finish), known.job.run)
         known.worker_id = ""
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -545,7 +548,7 @@ class Placement(SchedulerPlugin):
         assert self._binding is not None
         self._binding.undo()
         scheduler = self.scheduler
-        moves = {}
+        moves: Any = {}
         self._chosen.clear()
         for state in list(scheduler.queued):
             scheduler.queued.discard(state)
@@ -559,8 +562,8 @@ class Placement(SchedulerPlugin):
 
     # -- the record -----------------------------------------------------------------------------
 
-    def _note(self, event: Event) -> None:
-        self._events.append(event)
+    def _note(self, event: Event, run: str = "") -> None:
+        self._record.note(event, run)
 
     def _note_submitted(self, known: Known, state: TaskState, now_s: float) -> None:
         self._note(
@@ -574,9 +577,10 @@ class Placement(SchedulerPlugin):
                 int(known.note.get("input_bytes", 0)),
                 tuple(sorted((state.resource_restrictions or {}).items())),
                 float(known.note.get("soft_gpu", 0.0)),
-                -state.priority[0] if state.priority else 0,
+                -int(state.priority[0]) if state.priority else 0,
                 known.n_runs,
-            )
+            ),
+            known.job.run,
         )
 
     def _joined(self, worker: Worker) -> None:
@@ -597,12 +601,21 @@ class Placement(SchedulerPlugin):
 
     def events(self) -> list[Event]:
         """What was recorded since the last call, and forgotten here with it."""
-        taken, self._events = self._events, deque(maxlen=_MAX_EVENTS)
-        name = self.policy.name if self.policy is not None else "stock"
-        return [e if not isinstance(e, tuple) else _placed(name, *e) for e in taken]
+        return self._record.drain()
+
+    # -- what may be asked over the network ------------------------------------------------------
+
+    def _events_of(self, comm: Any = None, *, run: str) -> bytes:
+        """A run's events, pickled; they are forgotten here."""
+        return pickle.dumps(self._record.of_run(run), protocol=5)
+
+    def _teach(self, comm: Any = None, *, flow: str, experience: bytes) -> None:
+        """What another driver knows of its flow, which may be unknown here."""
+        known: Experience = pickle.loads(experience)
+        self.mirror.teach(flow, known.estimates, known.shapes)
 
     def _report(self, comm: Any = None) -> dict[str, Any]:
-        """How it goes, for who asks over the network (`client.scheduler.deepflow_placement`)."""
+        """How it goes (`client.scheduler.deepflow_placement()`)."""
         return {
             "is_placing": self.is_placing,
             "policy": self.policy.name if self.policy is not None else "stock",
@@ -611,26 +624,3 @@ class Placement(SchedulerPlugin):
             "faults": self.faults[-MAX_FAULTS:],
             "n_held": len(self.ready) if self.policy is not None else 0,
         }
-
-
-def _placed(policy: str, at_s: float, decision: Decision) -> Placed:
-    """The event of a decision, with its best few candidates, the chosen one first."""
-    candidates, scores = decision.candidates, decision.scores
-    order = sorted(range(len(scores)), key=lambda i: (i != decision.chosen, scores[i]))[:_SHOWN]
-    return Placed(
-        at_s,
-        str(decision.task.key),
-        decision.worker.name,
-        policy,
-        tuple(
-            Candidate(
-                candidates.workers[i].name,
-                candidates.queue_s[i],
-                candidates.transfer_s[i],
-                candidates.run_s[i],
-                float(scores[i]),
-            )
-            for i in order
-        ),
-        decision.reason or decision.task.held_because,
-    )

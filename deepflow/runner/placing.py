@@ -1,0 +1,157 @@
+"""The driver's side of placement: the plugin, what it may know, and what became of a flow run.
+
+At the beginning the scheduler is given the plugin with what the history knows. At the end the
+run's events are fetched: they go into the history (so that the next run knows more), into a
+journal (`deepflow explain`, `deepflow replay`), and, as a table and a picture, to the Prefect UI.
+None of that may cost a flow run anything but a line in its log.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+
+from deepflow.backend.placement.plugin import Placement
+from deepflow.decide.events import Event
+from deepflow.decide.experience import Experience, observations
+from deepflow.decide.place.policy import Policy
+from deepflow.decide.trail import Trail
+from deepflow.observe import history, metrics
+from deepflow.observe.artifact import flow_report_markdown
+from deepflow.observe.journal import JournalWriter
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from deepflow.settings import Settings
+
+__all__ = ["Placing"]
+
+_MAX_JOURNALS = 100
+_MAX_IN_ARTIFACT = 50_000
+OFF = "off"
+
+
+class Placing:
+    """One session's dealings with the placement plugin of its scheduler."""
+
+    def __init__(self, client: Any, settings: Settings, policy: str | Policy, logger: Any) -> None:
+        self._client = client
+        self._settings = settings
+        self._policy = policy
+        self._logger = logger
+        self.is_placing = False
+        """Whether the plugin places tasks on this scheduler; False: Dask does."""
+        self._experience = Experience()
+        self._flow_run: FlowRun | None = None
+        self._history: history.ForgivingHistory | None = None
+        if settings.history != OFF:
+            target = settings.history or settings.state_dir.expanduser() / "history.sqlite"
+            self._history = history.open_or_cold(target, logger)
+
+    def register(self, flow: str | None, flow_run: FlowRun | None) -> None:
+        """Give the scheduler the plugin, or, where it has one, what is known of this flow."""
+        client = self._client
+        self._flow_run = flow_run
+        if self._history is not None and flow is not None:
+            self._experience = Experience(self._history.estimates(flow), self._history.shapes())
+        client.register_plugin(
+            Placement(
+                self._policy,
+                estimates=self._experience.estimates,
+                shapes=self._experience.shapes,
+            )
+        )
+        report = client.sync(client.scheduler.deepflow_placement)
+        self.is_placing = bool(report["is_placing"])
+        if report["faults"]:
+            metrics.inc("deepflow_fallbacks_total", kind="placement_off")
+            self._logger.warning(
+                "deepflow does not place tasks on this cluster, Dask does: %s", report["faults"][0]
+            )
+        elif flow is not None and self._experience.estimates.knows(flow):
+            blob = pickle.dumps(self._experience, protocol=5)
+            client.sync(client.scheduler.deepflow_teach, flow=flow, experience=blob)
+
+    def finish(self) -> None:
+        """Fetch what became of the flow run, keep it and show it. Raises nothing."""
+        try:
+            if self._flow_run is not None and self._client.status == "running":
+                self._finish(self._flow_run)
+        except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
+            metrics.inc("deepflow_fallbacks_total", kind="placement_record")
+            self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
+        finally:
+            if self._history is not None:
+                self._history.close()
+
+    def _finish(self, flow_run: FlowRun) -> None:
+        run = str(flow_run.id)
+        events: list[Event] = pickle.loads(
+            self._client.sync(self._client.scheduler.deepflow_events, run=run)
+        )
+        if not any(getattr(event, "run", None) == run for event in events):
+            return
+        self._remember(events)
+        self._write_journal(run, events)
+        if self._settings.artifact and len(events) <= _MAX_IN_ARTIFACT:
+            self._show(flow_run, Trail.of(events))
+
+    def _remember(self, events: Sequence[Event]) -> None:
+        if self._history is None:
+            return
+        found, _ = observations(events)
+        self._history.record(
+            history.Observation(
+                seen.flow,
+                seen.run,
+                seen.task,
+                seen.worker_class,
+                seen.at_s,
+                seen.run_s,
+                int(seen.input_bytes),
+                int(seen.output_bytes),
+            )
+            for seen in found
+        )
+        experience = Experience()
+        for flow, shape in experience.learn(events):
+            self._history.record_run(flow, time.time(), shape)
+
+    def _write_journal(self, run: str, events: Sequence[Event]) -> None:
+        if not self._settings.journal:
+            return
+        folder = self._settings.state_dir.expanduser() / "journals"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{run}.jsonl.zst"
+        if path.exists():  # the runner was entered twice in one flow run
+            path = folder / f"{run}-{time.time_ns()}.jsonl.zst"
+        with JournalWriter(path, clock="unix") as journal:
+            journal.write_all(events)
+        for old in sorted(folder.glob("*.jsonl.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
+            old.unlink(missing_ok=True)
+
+    def _show(self, flow_run: FlowRun, trail: Trail) -> None:
+        with get_client(sync_client=True) as api:
+            api.create_artifact(
+                ArtifactCreate(
+                    key="deepflow-placement",
+                    type="markdown",
+                    description="Where this flow run's tasks ran, and what they waited for.",
+                    data=flow_report_markdown(trail),
+                    flow_run_id=flow_run.id,
+                )
+            )
+
+
+def _modified_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
