@@ -1,8 +1,8 @@
 """What a flow run leaves in Prefect's UI: a report in Markdown with a picture inside.
 
 The picture is an SVG in a `data:` URL, which both UIs of Prefect 3.8 show in a Markdown artifact
-(the newer one lets `data:image/` pass on purpose). It is drawn without matplotlib from busy time per row and bin, so that its size and the time to make it
-hardly grow with the number of tasks.
+(the newer one lets `data:image/` pass on purpose). It is drawn without matplotlib from busy time
+per row and bin, so that its size is bounded and the time to make it grows but slowly.
 """
 
 from __future__ import annotations
