@@ -1,9 +1,8 @@
 """What a flow run leaves in Prefect's UI: a report in Markdown with a picture inside.
 
 The picture is an SVG in a `data:` URL, which both UIs of Prefect 3.8 show in a Markdown artifact
-(the newer one lets `data:image/` pass on purpose; neither shows inline SVG the same way). It is
-drawn without matplotlib from busy time per row and bin, so that its size and the time to make it
-hardly grow with the number of tasks.
+(the newer one lets `data:image/` pass on purpose). It is drawn without matplotlib from busy time
+per row and bin, so that its size is bounded and the time to make it grows but slowly.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from deepflow.observe.gantt import (
 __all__ = ["compact_svg", "flow_report_markdown"]
 
 _MAX_ROWS: Final = 40
-_MAX_BOXES: Final = 1500
+_MAX_BOXES: Final = 1200
 """At about 16 bytes each; in base64 the picture stays well below 50 kB."""
 _BINS: Final = (240, 120, 60, 30)
 _LEVELS: Final = 4
@@ -87,7 +86,7 @@ def _task_table(trail: Trail) -> str:
         "|---|--:|--:|--:|--:|--:|---|" + "--:|" * some_failed,
     ]
     for row in rows[:_MAX_TASK_ROWS]:
-        where = ", ".join(f"{_cell(name)} {n:,}" for name, n in row.ran_on[:6])
+        where = ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
         failed = f" {row.n_attempts - row.n_finished:,} |" * some_failed
         lines.append(
             f"| {_cell(row.task)} | {row.n:,} | {in_seconds(row.median_run_s)} "
@@ -128,9 +127,9 @@ _NO_MARKUP: Final = str.maketrans(
 )
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, most: int = 60) -> str:
     """Text that is neither Markdown nor HTML and does not end a cell; long names are cut."""
-    return _short(text, 80).translate(_NO_MARKUP)
+    return _short(text, most).translate(_NO_MARKUP)
 
 
 def _in_bytes(n_bytes: float) -> str:

@@ -216,6 +216,19 @@ def many(n_tasks: int, n_workers: int, n_names: int) -> list[Event]:
     return log
 
 
+def test_the_report_stays_small_with_the_longest_names() -> None:
+    log: list[Event] = []
+    for i in range(40):
+        long = f"{i:02d}" + "n" * 200
+        log.append(WorkerJoined(0.0, long, long, 4))
+        for k in range(60):
+            key = f"{k:02d}{long}"
+            log.append(Submitted(0.0, key, f"{k:02d}" + "t" * 200, "f", "r"))
+            at_s = 10.0 * k + i % 7
+            log.append(Finished(at_s + 5, key, long, at_s, at_s + 5 + k % 3, 0))
+    assert len(flow_report_markdown(Trail.of(log)).encode()) < 50_000
+
+
 @pytest.mark.parametrize(
     ("n_tasks", "n_workers", "n_names"), [(3000, 16, 12), (3000, 40, 400), (3000, 300, 12)]
 )
