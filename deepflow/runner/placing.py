@@ -129,12 +129,12 @@ class Placing:
             return
         folder = self._settings.state_dir.expanduser() / "journals"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{run}.jsonl.zst"
+        path = folder / f"{run}.journal.zst"
         if path.exists():  # the runner was entered twice in one flow run
-            path = folder / f"{run}-{time.time_ns()}.jsonl.zst"
+            path = folder / f"{run}-{time.time_ns()}.journal.zst"
         with JournalWriter(path, clock="unix") as journal:
             journal.write_all(events)
-        for old in sorted(folder.glob("*.jsonl.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
+        for old in sorted(folder.glob("*.journal.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
             old.unlink(missing_ok=True)
 
     def _show(self, flow_run: FlowRun, trail: Trail) -> None:
