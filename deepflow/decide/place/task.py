@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepflow.decide.place.binder import Hold, Sources
 
 __all__ = ["Job", "RunSeconds", "Task"]
 
@@ -15,8 +19,10 @@ class Task:
 
     __slots__ = (
         "away_s",
+        "close",
         "dask_order",
         "flow",
+        "held",
         "held_because",
         "input_bytes",
         "inputs",
@@ -35,6 +41,7 @@ class Task:
         "shape",
         "soft_gpu",
         "sort_key",
+        "sources",
     )
 
     def __init__(
@@ -86,6 +93,14 @@ class Task:
         """Seconds that those inputs take to come to a worker that is not near them."""
         self.shape = (needs, only, soft_gpu, memory_bytes)
         """What decides which workers can take it."""
+        self.close = near
+        """Ids of all workers that hold some input, or are near one."""
+        if inputs:
+            self.close = near.union(*(holders for _, holders in inputs))
+        self.sources: Sources | None = None
+        """Its inputs by holder; the binder's, and renewed when workers come or go."""
+        self.held: Hold | None = None
+        """Why it waits for a better worker, as of the last look."""
         self.held_because = ""
         self.sort_key: tuple[object, ...] = ()
 
