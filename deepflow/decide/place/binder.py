@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Final
 
 from deepflow.decide.place.fleet import Fleet, Group, Needs, Worker, first_free
@@ -27,6 +28,8 @@ __all__ = ["Binder", "Decision", "Tuning", "Unplaceable"]
 _MAX_HOLDERS: Final = 4
 _MAX_LOOKS: Final = 256
 _SOON_S: Final = 0.1
+_MEMORY_LOOK_S: Final = 1.0
+"""Nothing tells when memory becomes free: so often is it looked at for a task that waits for it."""
 _INFINITE: Final = float("inf")
 
 
@@ -186,13 +189,23 @@ class Binder:
         queue_s = candidates.queue_s
         if not queue_s:
             task.held_because = "every worker that fits is busy"
+            if task.memory_bytes:
+                task.held_because = "every worker that fits is busy or has too little memory free"
+                self.look_again_s = min(self.look_again_s, now_s + _MEMORY_LOOK_S)
             return None, False
         scores = list(self.policy.score(task, candidates, self.rng))
+        if len(scores) != len(queue_s) or isnan(sum(scores)):
+            raise ValueError(
+                f"policy {self.policy.name!r} scored {len(queue_s)} candidates with {scores!r}; "
+                "it must give a number for each"
+            )
         best = scores.index(min(scores))
         reason = ""
         wait_s = queue_s[best]
         if wait_s > 0.0 and not (
-            wait_s <= self.tuning.pipeline_s and self._may_pipeline(candidates.workers[best], now_s)
+            wait_s <= self.tuning.pipeline_s
+            and self._may_pipeline(candidates.workers[best], now_s)
+            and _has_memory(candidates.workers[best], task)
         ):
             free = [i for i, q in enumerate(queue_s) if q <= 0.0]
             other = min(free, key=scores.__getitem__, default=None)
@@ -390,9 +403,14 @@ def _first_to_be_free(
 
 
 def _has_memory(worker: Worker, task: Task) -> bool:
-    """Whether what the task says it needs fits beside what the worker holds."""
+    """Whether what the task says it needs fits beside what the worker holds.
+
+    On a worker with nothing to do it fits if it ever can: waiting would free no memory there.
+    """
     if not task.memory_bytes or not worker.memory_limit_bytes:
         return True
+    if not worker.assigned:
+        return task.memory_bytes <= worker.memory_limit_bytes
     return worker.memory_used_bytes + task.memory_bytes <= worker.memory_limit_bytes
 
 
