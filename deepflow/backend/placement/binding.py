@@ -7,7 +7,10 @@ What is replaced, in distributed 2026.8 (`scheduler.py`):
   dispatches through this table, so that overriding the methods themselves would do nothing;
 - `stimulus_queue_slots_maybe_opened`, by which Dask hands out queued tasks;
 - `transitions`, only to look for ready tasks after it (a graph's arrival does not call the above);
-- the stream handler `long-running`, only to learn of a thread that a task has left.
+- `validate_queued`, since tasks confined to some workers are queued too;
+- `handle_worker_status_change` and `remove_plugin`, and the stream handlers `long-running` and
+  `worker-status-change`, only to learn of a worker that pauses, of a thread that a task has left,
+  and of the end of the plugin.
 
 Each is replaced only if it is, to the letter, one that this was written for: the sources' digests
 are compared at the start. Nothing is patched in a module, and `undo` puts everything back.

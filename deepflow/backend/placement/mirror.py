@@ -175,7 +175,8 @@ class Mirror:
     def _expected_s(self, known: Known) -> float:
         flow, name = known.job.flow, known.name
         one = self.estimates.run_s(flow, name, None, known.input_bytes)
-        return one * _mean_over_median(self.estimates.spread(flow, name, None)) * known.n_runs
+        spread = self.estimates.spread(flow, name, None)
+        return _sound(one * _mean_over_median(spread) * known.n_runs, known)
 
     def _rank(self, state: TaskState, known: Known) -> float:
         after_s = max(
@@ -259,7 +260,7 @@ class Mirror:
             seconds = estimates.run_s(flow, name, worker_class, n_bytes) * n_runs
             if worker_class.endswith("+gpu") and not estimates.n_seen(flow, name, worker_class):
                 seconds *= _GPU_HEAD_START
-            return seconds
+            return _sound(seconds, known)
 
         return run_s
 
@@ -315,6 +316,13 @@ class Mirror:
             if not self._n_left[run]:
                 del self.jobs[run], self._n_left[run], self._n_done[run]
         return known
+
+
+def _sound(seconds: float, known: Known) -> float:
+    """The estimate itself; ValueError for what is no number of seconds, before it spoils a sort."""
+    if 0.0 <= seconds < math.inf:
+        return seconds
+    raise ValueError(f"the estimate for task {known.name!r} of {known.job.flow!r} is {seconds} s")
 
 
 def _mean_over_median(spread: float) -> float:

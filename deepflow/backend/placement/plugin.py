@@ -40,7 +40,7 @@ from deepflow.decide.events import (
 )
 from deepflow.decide.experience import Experience
 from deepflow.decide.place.binder import Binder, Decision, Tuning
-from deepflow.decide.place.fleet import Worker
+from deepflow.decide.place.fleet import Needs, Worker
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import Ready
 from deepflow.decide.place.registry import DEFAULT_POLICY, policy_named
@@ -114,6 +114,8 @@ class Placement(SchedulerPlugin):
         self._now: Callable[[], float] = clock
         self._record = Record(self.policy.name if self.policy is not None else "stock")
         self._chosen: dict[Any, Worker] = {}
+        self._for_dask: dict[Any, None] = {}
+        """Queued tasks that Dask is to place, since deciding on them failed."""
         self._is_dirty = False
         self._is_passing = False
         self._measured_s = -1.0
@@ -149,6 +151,8 @@ class Placement(SchedulerPlugin):
         stock_transitions = scheduler.transitions
         stock_slots = scheduler.stimulus_queue_slots_maybe_opened
         stock_long_running = scheduler.stream_handlers["long-running"]
+        stock_status_changed = scheduler.handle_worker_status_change
+        stock_remove_plugin = scheduler.remove_plugin
 
         def transitions(recommendations: Any, stimulus_id: str) -> None:
             stock_transitions(recommendations, stimulus_id)
@@ -159,6 +163,20 @@ class Placement(SchedulerPlugin):
             self._pass(stimulus_id)
             if not self.is_placing:
                 stock_slots(stimulus_id=stimulus_id)
+
+        def status_changed(status: Any, worker: Any, stimulus_id: str) -> None:
+            try:
+                address = worker if isinstance(worker, str) else worker.address
+                name = status if isinstance(status, str) else status.name
+                self.mirror.fleet.set_running(address, name == "running")
+            except Exception as exc:  # noqa: BLE001 - a guard rail
+                self._fault("status_changed", exc)
+            stock_status_changed(status, worker, stimulus_id)
+
+        def remove_plugin(name: str | None = None) -> None:
+            stock_remove_plugin(name)
+            if name == self.name and self.is_placing:
+                self._leave_to_dask()
 
         def long_running(key: Any, worker: str, **more: Any) -> None:
             try:
@@ -177,8 +195,17 @@ class Placement(SchedulerPlugin):
                 ("queued", "processing"): self._queued_processing,
                 ("no-worker", "processing"): self._no_worker_processing,
             },
-            methods={"transitions": transitions, "stimulus_queue_slots_maybe_opened": slots},
-            stream_handlers={"long-running": long_running},
+            methods={
+                "transitions": transitions,
+                "stimulus_queue_slots_maybe_opened": slots,
+                "validate_queued": self._validate_queued,
+                "handle_worker_status_change": status_changed,
+                "remove_plugin": remove_plugin,
+            },
+            stream_handlers={
+                "long-running": long_running,
+                "worker-status-change": status_changed,
+            },
         )
         for state in scheduler.tasks.values():
             self._take_over(state)
@@ -240,6 +267,12 @@ class Placement(SchedulerPlugin):
         state = scheduler.tasks[key]
         if not self.is_placing or state.actor:
             return self._stock("no-worker", "processing", scheduler, key, stimulus_id)
+        try:
+            if not self._has_fit(self.mirror.ready_task(state, self._now())):
+                return _NOTHING
+        except Exception as exc:  # noqa: BLE001 - a guard rail
+            self._fault("ready_task", exc)
+            return self._stock("no-worker", "processing", scheduler, key, stimulus_id)
         scheduler.unrunnable.pop(state, None)
         state.state = "queued"
         scheduler.queued.add(state)
@@ -283,10 +316,29 @@ class Placement(SchedulerPlugin):
                 known.is_on_gpu = False
             self.ready.add(self.mirror.ready_task(state, self._now()))
         except Exception as exc:  # noqa: BLE001 - a guard rail
+            self._for_dask[state.key] = None
             self._fault("enqueue", exc)
 
     def _has_fit(self, task: Any) -> bool:
-        return any(self.mirror.fleet.fits(task.needs, task.only))
+        """Whether some worker could take the task, were it free."""
+        # Dask tells of a lost worker only after its tasks are ready again.
+        self._sync_workers()
+        fleet = self.mirror.fleet
+        if not fleet.fits(task.needs, task.only):
+            return False
+        return not task.memory_bytes or self.binder.unplaceable(task) is None
+
+    def _validate_queued(self, key: Any) -> None:
+        """As Dask's, where a queued task may also be confined to some workers."""
+        scheduler = self.scheduler
+        state = scheduler.tasks[key]
+        assert state in scheduler.queued
+        assert not state.waiting_on
+        assert not state.who_has
+        assert not state.processing_on
+        for dependency in state.dependencies:
+            assert dependency.who_has
+            assert state in (dependency.waiters or ())
 
     def _say_unplaceable(self, task: Any) -> None:
         reasons = self.binder.unplaceable(task)
@@ -302,10 +354,14 @@ class Placement(SchedulerPlugin):
         now_s = self._now()
         moves: list[Any] = []
         try:
+            self.binder.look_again_s = float("inf")
+            for key in list(self._for_dask):
+                self._dask_chooses(key, moves)
             self._refresh(now_s)
             if len(self.ready):
                 self._decide(now_s, moves)
         except Exception as exc:  # noqa: BLE001 - a guard rail
+            self.binder.look_again_s = now_s
             self._fault("pass", exc)
         finally:
             self._is_passing = False
@@ -321,13 +377,22 @@ class Placement(SchedulerPlugin):
             self._pass(stimulus_id)
 
     def _refresh(self, now_s: float) -> None:
-        scheduler, fleet = self.scheduler, self.mirror.fleet
-        n_running = sum(w.is_running for w in fleet) if len(fleet) < 64 else -1
-        if n_running != len(scheduler.running) or len(fleet) != len(scheduler.workers):
-            self.mirror.sync_running(scheduler)
+        self._sync_workers()
         if now_s - self._measured_s >= _MEASURE_EVERY_S:
             self._measured_s = now_s
-            self.mirror.read_measurements(scheduler)
+            self.mirror.read_measurements(self.scheduler)
+
+    def _sync_workers(self) -> None:
+        """The table has the workers that Dask has, also where a hook came late or failed."""
+        scheduler, fleet = self.scheduler, self.mirror.fleet
+        if len(fleet) == len(scheduler.workers):
+            return
+        self.mirror.sync_running(scheduler)
+        for address, dask_worker in scheduler.workers.items():
+            if address not in fleet.workers:
+                self._joined(self.mirror.worker_joined(dask_worker))
+                for state in dask_worker.processing:
+                    self._is_with(state.key, address, self._now())
 
     def _decide(self, now_s: float, moves: list[Any]) -> None:
         fleet, ready = self.mirror.fleet, self.ready
@@ -338,11 +403,12 @@ class Placement(SchedulerPlugin):
                 decision = next(decisions, None)
             except Exception as exc:  # noqa: BLE001 - a guard rail
                 self._fault("policy", exc)
-                task = self.binder.looking_at
-                if not self.is_placing or task is None:
+                if not self.is_placing:
                     return
-                if ready.remove(task.key) is not None:
-                    moves.append(self._dask_chooses(task.key))
+                task = self.binder.looking_at
+                if task is not None and ready.remove(task.key) is not None:
+                    self._for_dask[task.key] = None
+                    self._dask_chooses(task.key, moves)
                 decisions = self.binder.decide(now_s)
                 continue
             if decision is None:
@@ -376,22 +442,34 @@ class Placement(SchedulerPlugin):
                 restrictions[GPU_RESOURCE] = decision.task.soft_gpu
             state.resource_restrictions = restrictions
 
-    def _dask_chooses(self, key: Any) -> Any:
-        """Put Dask's choice for a queued task where `queued → processing` finds it."""
-        state = self.scheduler.tasks[key]
-        self.n_fallbacks += 1
+    def _dask_chooses(self, key: Any, moves: list[Any]) -> None:
+        """Put Dask's choice for a queued task where `queued → processing` finds it.
+
+        Where Dask has none, as when all workers are paused, it is asked again in the next pass.
+        """
+        state = self.scheduler.tasks.get(key)
+        if state is None or state.state != "queued":
+            self._for_dask.pop(key, None)
+            return
         dask_worker = self.scheduler.decide_worker_non_rootish(state)
         worker = self.mirror.fleet.workers.get(dask_worker.address) if dask_worker else None
-        if worker is not None:
-            self._chosen[key] = worker
-            now_s = self._now()
-            self.mirror.fleet.assign(worker, key, now_s, now_s + 0.5)
-        return key
+        if worker is None:
+            return
+        self.n_fallbacks += 1
+        self._for_dask.pop(key, None)
+        self._chosen[key] = worker
+        now_s = self._now()
+        self.mirror.fleet.assign(worker, key, now_s, now_s + 0.5, _restrictions(state))
+        moves.append(key)
 
     def _set_timer(self, now_s: float) -> None:
         """A held task must be looked at again when what it waits for is overdue."""
         due_s = self.binder.look_again_s
-        if not len(self.ready) or due_s == float("inf"):
+        if not len(self.ready) and not self._for_dask:
+            return
+        if self._for_dask:
+            due_s = min(due_s, now_s + _MEASURE_EVERY_S)
+        if due_s == float("inf"):
             return
         if self._timer_s > now_s and self._timer_s <= due_s:
             return
@@ -410,6 +488,8 @@ class Placement(SchedulerPlugin):
         """Nothing waits for no reason: a ready task has a cause, and somebody will look again."""
         fleet = self.mirror.fleet
         for state in self.scheduler.queued:
+            if state.key in self._for_dask:
+                continue
             task = self.ready.get(state.key)
             assert task is not None, f"{state.key} is queued and nobody knows of it"
             free = [
@@ -454,6 +534,7 @@ class Placement(SchedulerPlugin):
                 self._is_back(key, finish, more)
             elif start == "queued" and self.is_placing:
                 self.ready.remove(key)
+                self._for_dask.pop(key, None)
             if finish == "forgotten":
                 self.mirror.forget(key)
                 self._chosen.pop(key, None)
@@ -469,7 +550,7 @@ class Placement(SchedulerPlugin):
         if worker is None or key in worker.assigned:
             return
         state = self.scheduler.tasks[key]
-        needs = tuple(sorted((state.resource_restrictions or {}).items()))
+        needs = _restrictions(state)
         start_s = now_s + worker.free_in_s(now_s)
         expected_s = known.expected_s if known is not None else 0.5
         self.mirror.fleet.assign(worker, key, start_s, start_s + expected_s, needs)
@@ -480,6 +561,12 @@ class Placement(SchedulerPlugin):
         known = self.mirror.known.get(key)
         if known is None:
             return
+        if known.is_on_gpu:
+            # It can do without: where it is to run again there may be none.
+            state = self.scheduler.tasks[key]
+            restrictions = dict(state.resource_restrictions or {})
+            restrictions.pop(GPU_RESOURCE, None)
+            state.resource_restrictions = restrictions
         worker = self.mirror.fleet.workers.get(known.worker_id)
         name = worker.name if worker is not None else known.worker_id
         self.mirror.fleet.unassign(known.worker_id, key)
@@ -518,6 +605,10 @@ class Placement(SchedulerPlugin):
             gone = self.mirror.fleet.workers.get(worker)
             self.mirror.fleet.leave(worker)
             self._note(WorkerLeft(self._now(), gone.name if gone else worker))
+            if self.is_placing:
+                for task in self.ready:
+                    if not self._has_fit(task):
+                        self._say_unplaceable(task)
         except Exception as exc:  # noqa: BLE001 - a guard rail
             self._fault("remove_worker", exc)
 
@@ -550,6 +641,7 @@ class Placement(SchedulerPlugin):
         scheduler = self.scheduler
         moves: Any = {}
         self._chosen.clear()
+        self._for_dask.clear()
         for state in list(scheduler.queued):
             scheduler.queued.discard(state)
             state.state = "waiting"
@@ -624,3 +716,8 @@ class Placement(SchedulerPlugin):
             "faults": self.faults[-MAX_FAULTS:],
             "n_held": len(self.ready) if self.policy is not None else 0,
         }
+
+
+def _restrictions(state: TaskState) -> Needs:
+    """The resources that a task takes on its worker."""
+    return tuple(sorted((state.resource_restrictions or {}).items()))

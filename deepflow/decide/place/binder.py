@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -32,9 +33,12 @@ _SOON_S: Final = 0.01
 _LAPSE: Final = 0.25
 """The share of its gain, in seconds, after which a held task is looked at anew."""
 _SHORTEST_S: Final = 1e-6
+_MEMORY_LOOK_S: Final = 1.0
+"""Nothing tells when memory becomes free: so often is it looked at for a task that waits for it."""
 _INFINITE: Final = float("inf")
 _NO_IDS: Final[frozenset[str]] = frozenset()
 _ALL_BUSY: Final = "every worker that fits is busy"
+_ALL_BUSY_OR_FULL: Final = "every worker that fits is busy or has too little memory free"
 _number = attrgetter("number")
 
 _Head = tuple[Group, Worker, float, bool]
@@ -243,16 +247,26 @@ class Binder:
         queue_s = candidates.queue_s
         if not queue_s:
             task.held_because = _ALL_BUSY
+            if task.memory_bytes:
+                task.held_because = _ALL_BUSY_OR_FULL
+                self.look_again_s = min(self.look_again_s, now_s + _MEMORY_LOOK_S)
             return None, None
         scores = self.policy.score(task, candidates, self.rng)
         if type(scores) is not list:
             scores = list(scores)
+        if len(scores) != len(queue_s) or isnan(sum(scores)):
+            raise ValueError(
+                f"policy {self.policy.name!r} scored {len(queue_s)} candidates with {scores!r}; "
+                "it must give a number for each"
+            )
         best = scores.index(min(scores))
         reason = ""
         wait_s = queue_s[best]
         if wait_s > 0.0:
-            if wait_s <= self.tuning.pipeline_s and self._may_pipeline(
-                candidates.workers[best], now_s
+            if (
+                wait_s <= self.tuning.pipeline_s
+                and self._may_pipeline(candidates.workers[best], now_s)
+                and _has_memory(candidates.workers[best], task)
             ):
                 reason = "sent ahead: the worker will be free in a moment"
             else:
@@ -488,9 +502,14 @@ def _has_gpu_for(worker: Worker, task: Task) -> bool:
 
 
 def _has_memory(worker: Worker, task: Task) -> bool:
-    """Whether what the task says it needs fits beside what the worker holds."""
+    """Whether what the task says it needs fits beside what the worker holds.
+
+    On a worker with nothing to do it fits if it ever can: waiting would free no memory there.
+    """
     if not task.memory_bytes or not worker.memory_limit_bytes:
         return True
+    if not worker.assigned:
+        return task.memory_bytes <= worker.memory_limit_bytes
     return worker.memory_used_bytes + task.memory_bytes <= worker.memory_limit_bytes
 
 

@@ -54,12 +54,13 @@ class Ready:
 
     def add(self, task: Task) -> None:
         """A task became ready."""
+        order = self._policy.task_order(task)
         self.remove(task.key)
         queue = self._queues.get(task.job.run)
         if queue is None:
             queue = self._queues[task.job.run] = JobQueue(task.job)
         self._numbers += 1
-        task.sort_key = (-task.priority, *self._policy.task_order(task), self._numbers)
+        task.sort_key = (-task.priority, *order, self._numbers)
         insort(queue.shapes.setdefault(task.shape, []), task, key=_sort_key)
         self._tasks[task.key] = task
 
@@ -70,7 +71,11 @@ class Ready:
             return None
         queue = self._queues[task.job.run]
         tasks = queue.shapes[task.shape]
-        del tasks[bisect_left(tasks, task.sort_key, key=_sort_key)]
+        place = bisect_left(tasks, task.sort_key, key=_sort_key)
+        if place == len(tasks) or tasks[place] is not task:
+            # An order of a user's policy that is none, such as by a number that is nan.
+            place = tasks.index(task)
+        del tasks[place]
         if not tasks:
             del queue.shapes[task.shape]
             if not queue.shapes:
