@@ -64,7 +64,7 @@ def slowed(
 class Throttle(WorkerPlugin):
     """Slows the steps on each worker by its class, the part of its name before the last dash.
 
-    `warm` names modules to import beforehand: what importing torch costs is no property of a step.
+    `warm` names modules to import beforehand: what an import costs is no property of a step.
     A worker process of its own is needed for each worker, since a module's functions are replaced.
     Raises `KeyError` on a worker of a class without a stretch.
     """

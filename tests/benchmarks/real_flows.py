@@ -46,8 +46,17 @@ IMAGE_STEPS = (
     "flows._images.network.read",
     "flows._images.reading.check",
 )
-# What the steps import when they are first called.
-WARM = ("torch", "PIL.Image", "PIL.ImageFilter", "matplotlib.figure")
+# What steps and task runners import when they are first called.
+WARM = (
+    "torch",
+    "PIL.Image",
+    "PIL.ImageFilter",
+    "matplotlib.figure",
+    "prefect.main",
+    "prefect.task_engine",
+    "flows.genome",
+    "flows.image_pipeline",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class Contender:
 
     name: str
     runner: Any
-    trail: Any
+    watch: Any
 
 
 def worker_classes() -> list[Any]:
@@ -117,30 +126,30 @@ def prepare(contender: str, cluster: Any, fastest: float) -> Contender:
     from distributed import Client
 
     from tests.benchmarks._throttled import Throttle
-    from tests.benchmarks._trail import Trail
+    from tests.benchmarks._watch import Watch
 
-    trail = Trail(contender)
+    watch = Watch(contender)
     with Client(cluster) as client:
         client.register_plugin(Throttle(GENOME_STEPS + IMAGE_STEPS, stretches(fastest), WARM))
 
-    async def watch() -> None:
-        await trail.start(cluster.scheduler)
-        cluster.scheduler.add_plugin(trail)
+    async def begin() -> None:
+        await watch.start(cluster.scheduler)
+        cluster.scheduler.add_plugin(watch)
 
-    cluster.sync(watch)
-    return Contender(contender, runner_of(contender, cluster.scheduler_address), trail)
+    cluster.sync(begin)
+    return Contender(contender, runner_of(contender, cluster.scheduler_address), watch)
 
 
 def run_once(contender: Contender, flow_name: str, size: str) -> Timed:
     """Run a flow and time it."""
-    from tests.benchmarks._trail import makespan_s
+    from tests.benchmarks._watch import makespan_s
 
     flow = flow_of(flow_name).with_options(task_runner=contender.runner)
-    contender.trail.take("between runs")
+    contender.watch.take("between runs")
     started_s = time.perf_counter()
     summary = flow(size=size)
     flow_s = time.perf_counter() - started_s
-    events = contender.trail.take(f"{contender.name} {flow_name}")
+    events = contender.watch.take(f"{contender.name} {flow_name}")
     return Timed(flow_s, makespan_s(events), events, summary.as_dict())
 
 
@@ -212,16 +221,20 @@ def figures(timed: dict[str, list[Timed]]) -> dict[str, Any]:
 
 
 def save_trails(flow_name: str, timed: dict[str, list[Timed]], folder: Path) -> None:
-    """Events of each contender's median run as JSON, and the two as Gantt pictures side by side."""
+    """The journal of each contender's median run, and Gantt pictures of both, one time axis."""
+    from deepflow.decide.trail import Trail
     from deepflow.observe.gantt import draw_side_by_side
-    from tests.benchmarks._trail import as_plain
+    from deepflow.observe.journal import JournalWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     trails = {}
     for name, runs in timed.items():
         median = sorted(runs, key=lambda one: one.flow_s)[(len(runs) - 1) // 2]
-        trails[name] = median.events
-        (folder / f"{flow_name}-{name}.json").write_text(json.dumps(as_plain(median.events)))
+        path = folder / f"{flow_name}-{name}.jsonl"
+        path.unlink(missing_ok=True)
+        with JournalWriter(path, clock="unix") as journal:
+            journal.write_all(median.events)
+        trails[name] = Trail.of(median.events)
     draw_side_by_side(trails, folder / f"{flow_name}.png")
 
 
@@ -241,7 +254,7 @@ def main() -> int:
     )
     parser.add_argument("--settle", type=float, default=3.0, help="seconds between runs")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--plot-dir", type=Path, help="folder for events and Gantt pictures")
+    parser.add_argument("--plot-dir", type=Path, help="folder for journals and Gantt pictures")
     arguments = parser.parse_args()
 
     def say(line: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -24,10 +23,10 @@ def task_name(key: object) -> str:
     return str(key).partition("-")[0]
 
 
-class Trail(SchedulerPlugin):
+class Watch(SchedulerPlugin):
     """Notes events until they are taken; times are Unix seconds of the workers."""
 
-    name = "trail"
+    name = "watch"
 
     def __init__(self, flow: str) -> None:
         self.flow = flow
@@ -98,8 +97,3 @@ def makespan_s(events: Iterable[Event]) -> float:
     """Seconds from the first start to the last end."""
     done = [event for event in events if isinstance(event, Finished)]
     return max(e.stopped_s for e in done) - min(e.started_s for e in done)
-
-
-def as_plain(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Events for JSON, each with the name of its kind."""
-    return [{"event": type(event).__name__, **asdict(event)} for event in events]
