@@ -20,6 +20,7 @@ from deepflow.observe.explain import (
     task_summaries,
 )
 from deepflow.observe.journal import newest_journal, read_journal
+from deepflow.settings import load_settings
 
 _MOST_ROWS = 40
 _MOST_WAITS = 10
@@ -31,16 +32,17 @@ _MOST_WAITS = 10
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
-    default=Path(),
-    show_default="the working directory",
-    help="A journal, or a directory in which the newest is taken.",
+    help="A journal, or a directory in which RUN's (or else the newest) is taken; unless given, "
+    "where flow runs leave theirs.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Also draw the run: a .png, .svg or .pdf."
 )
 @as_json
-def command(run: str, task: str | None, journal: Path, plot: Path | None, is_json: bool) -> None:
-    """Example: deepflow explain flight-delays fit --journal journals/
+def command(
+    run: str, task: str | None, journal: Path | None, plot: Path | None, is_json: bool
+) -> None:
+    """Example: deepflow explain flight-delays fit
 
     Where the tasks of RUN went and why, told from a journal.
 
@@ -49,7 +51,10 @@ def command(run: str, task: str | None, journal: Path, plot: Path | None, is_jso
     a part of one, or the name of a task; one task is told from end to end, with the workers that
     were candidates.
     """
-    everything = Trail.of(read_journal(newest_journal(journal)))
+    if journal is None:
+        journal = load_settings().state_dir.expanduser() / "journals"
+    own = sorted(journal.glob(f"{run}*.journal.zst")) if journal.is_dir() else []
+    everything = Trail.of(read_journal(own[-1] if own else newest_journal(journal)))
     trail = everything.only(find_runs(everything, run))
     if plot is not None:
         from deepflow.observe.gantt import draw_gantt  # matplotlib, only where asked for
