@@ -42,6 +42,7 @@ from deepflow.decide.place.fleet import Worker
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import Ready
 from deepflow.decide.place.registry import DEFAULT_POLICY, policy_named
+from deepflow.decide.place.task import Task
 from deepflow.decide.rank import FlowShape
 from deepflow.hints import GPU_RESOURCE
 
@@ -114,6 +115,8 @@ class Placement(SchedulerPlugin):
         self._now: Callable[[], float] = clock
         self._events: deque[Event | tuple[float, Decision]] = deque(maxlen=_MAX_EVENTS)
         self._chosen: dict[Any, Worker] = {}
+        self._made: Task | None = None
+        """Made a moment ago, by the transition just before the one that queues it."""
         self._is_dirty = False
         self._is_passing = False
         self._measured_s = -1.0
@@ -215,7 +218,7 @@ class Placement(SchedulerPlugin):
         if not self.is_placing or state.actor:
             return self._stock("waiting", "processing", scheduler, key, stimulus_id)
         try:
-            task = self.mirror.ready_task(state, self._now())
+            task = self._made = self.mirror.ready_task(state, self._now())
             if not self._has_fit(task):
                 self._say_unplaceable(task)
                 return {key: "no-worker"}, {}, {}
@@ -279,7 +282,10 @@ class Placement(SchedulerPlugin):
             known = self.mirror.known.get(state.key)
             if known is not None and known.is_on_gpu:
                 known.is_on_gpu = False
-            self.ready.add(self.mirror.ready_task(state, self._now()))
+            task, self._made = self._made, None
+            if task is None or task.key != state.key:
+                task = self.mirror.ready_task(state, self._now())
+            self.ready.add(task)
         except Exception as exc:  # noqa: BLE001 - a guard rail
             self._fault("enqueue", exc)
 
@@ -320,10 +326,15 @@ class Placement(SchedulerPlugin):
 
     def _refresh(self, now_s: float) -> None:
         scheduler, fleet = self.scheduler, self.mirror.fleet
-        n_running = sum(w.is_running for w in fleet) if len(fleet) < 64 else -1
-        if n_running != len(scheduler.running) or len(fleet) != len(scheduler.workers):
+        is_due = now_s - self._measured_s >= _MEASURE_EVERY_S
+        # One that pauses just as another goes on changes no count, and waits for the next time.
+        if (
+            is_due
+            or fleet.n_running != len(scheduler.running)
+            or len(fleet) != len(scheduler.workers)
+        ):
             self.mirror.sync_running(scheduler)
-        if now_s - self._measured_s >= _MEASURE_EVERY_S:
+        if is_due:
             self._measured_s = now_s
             self.mirror.read_measurements(scheduler)
 
