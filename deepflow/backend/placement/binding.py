@@ -7,6 +7,7 @@ What is replaced, in distributed 2026.8 (`scheduler.py`):
   dispatches through this table, so that overriding the methods themselves would do nothing;
 - `stimulus_queue_slots_maybe_opened`, by which Dask hands out queued tasks;
 - `transitions`, only to look for ready tasks after it (a graph's arrival does not call the above);
+- `remove_plugin`, only to learn that the plugin was taken away;
 - the stream handler `long-running`, only to learn of a thread that a task has left.
 
 Each is replaced only if it is, to the letter, one that this was written for: the sources' digests

@@ -149,6 +149,7 @@ class Placement(SchedulerPlugin):
     def _bind(self, scheduler: Scheduler) -> None:
         stock_transitions = scheduler.transitions
         stock_slots = scheduler.stimulus_queue_slots_maybe_opened
+        stock_remove = scheduler.remove_plugin
         stock_long_running = scheduler.stream_handlers["long-running"]
 
         def transitions(recommendations: dict[Any, str], stimulus_id: str) -> None:
@@ -160,6 +161,12 @@ class Placement(SchedulerPlugin):
             self._pass(stimulus_id)
             if not self.is_placing:
                 stock_slots(stimulus_id=stimulus_id)
+
+        def remove_plugin(name: str | None = None) -> None:
+            # Dask takes a plugin off its list and does not tell it.
+            stock_remove(name=name)
+            if self.is_placing and self.name not in scheduler.plugins:
+                self._leave_to_dask()
 
         def long_running(key: Any, worker: str, **more: Any) -> None:
             try:
@@ -178,7 +185,11 @@ class Placement(SchedulerPlugin):
                 ("queued", "processing"): self._queued_processing,
                 ("no-worker", "processing"): self._no_worker_processing,
             },
-            methods={"transitions": transitions, "stimulus_queue_slots_maybe_opened": slots},
+            methods={
+                "transitions": transitions,
+                "stimulus_queue_slots_maybe_opened": slots,
+                "remove_plugin": remove_plugin,
+            },
             stream_handlers={"long-running": long_running},
         )
         for state in scheduler.tasks.values():
