@@ -20,12 +20,10 @@ of the scheduler's time, tasks per second with it ≥ 0.9 times those without.
 from __future__ import annotations
 
 import argparse
-import gc
 import heapq
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -59,7 +57,7 @@ def quantiles_us(seconds: list[float]) -> dict[str, float]:
     }
 
 
-# -- the decisions alone ----------------------------------------------------------------------------
+# -- the decisions alone --------------------------------------------------------------------------
 
 
 def fleet_of(n_workers: int) -> Fleet:
@@ -185,6 +183,173 @@ def pure(policy_name: str, kind: str, n_workers: int, n_tasks: int) -> dict[str,
     }
 
 
+# -- in the scheduler -----------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up this thread's processor time in functions; those within another count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def timed(*args: Any, **more: Any) -> Any:
+            if self._depth:
+                return function(*args, **more)
+            self._depth = 1
+            began = thread_time()
+            try:
+                return function(*args, **more)
+            finally:
+                self.seconds += thread_time() - began
+                self._depth = 0
+
+        return timed
+
+    def wrap(self, owner: Any, *names: str) -> None:
+        """Time these methods of one object."""
+        for name in names:
+            setattr(owner, name, self.around(getattr(owner, name)))
+
+
+def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]:
+    """The plugin's share of the scheduler's time in a simulation: stages of short tasks."""
+    from deepflow.backend.placement.plugin import Placement
+    from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
+    from deepflow.sim.engine import simulate
+    from deepflow.sim.workload import SimJob, SimTask, Workload
+
+    rng = np.random.default_rng(1)
+    n_chains = n_tasks // 2
+    tasks = []
+    for n in range(n_chains):
+        tasks.append(SimTask(f"a{n}", "load", float(rng.lognormal(0.0, 0.3)), 1_000_000))
+        tasks.append(
+            SimTask(f"b{n}", "work", float(rng.lognormal(0.0, 0.3)), 1000, depends_on=(f"a{n}",))
+        )
+    cluster = ClusterSpec(
+        "four-classes",
+        tuple(
+            SimWorkerClass(name, max(1, n_workers // len(SPEEDS)), speed=speed)
+            for name, speed in SPEEDS.items()
+        ),
+    )
+    whole, ours = Stopwatch(), Stopwatch()
+    placements = []
+
+    def install(scheduler: Any, clock: Any) -> None:
+        placement = Placement(policy, clock=clock, call_later=clock.call_later)
+        hooks = ("update_graph", "transition", "_waiting_processing", "_waiting_queued")
+        ours.wrap(placement, *hooks, "_refresh", "_decide", "_set_timer", "add_worker")
+        placement.start(scheduler)
+        scheduler.plugins[placement.name] = placement
+        placements.append(placement)
+        whole.wrap(
+            scheduler,
+            *("_create_taskstate_from_graph", "transitions"),
+            *("stimulus_queue_slots_maybe_opened", "_transitions"),
+        )
+        for name, handler in scheduler.stream_handlers.items():
+            scheduler.stream_handlers[name] = whole.around(handler)
+
+    simulate(
+        Workload("short", (SimJob("run", "flow", tuple(tasks)),)),
+        cluster,
+        install=install,
+        stealing=False,
+    )
+    (placement,) = placements
+    assert not placement.faults, placement.faults
+    return {
+        "part": "scheduler",
+        "policy": policy,
+        "workers": n_workers,
+        "tasks": n_tasks,
+        "scheduler_us_per_task": whole.seconds / n_tasks * 1e6,
+        "plugin_us_per_task": ours.seconds / n_tasks * 1e6,
+        "share": ours.seconds / whole.seconds,
+        "decision": quantiles_us(list(placement.decision_s)),
+    }
+
+
+# -- live -----------------------------------------------------------------------------------------
+
+
+def live(policy: str, n_tasks: int, n_rounds: int, n_workers: int) -> dict[str, Any]:
+    """Tasks per second of a cluster in this process, with the plugin and without it in turn."""
+    from distributed import Client, LocalCluster
+
+    from deepflow.backend.placement.plugin import Placement
+
+    def increment(x: int) -> int:
+        return x + 1
+
+    def rate(client: Client, n: int) -> float:
+        began = perf_counter()
+        values = client.gather(client.map(increment, range(n), pure=False))
+        seconds = perf_counter() - began
+        assert values == list(range(1, n + 1))
+        return n / seconds
+
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    with (
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        rate(client, n_tasks // 10)
+        for n in range(2 * n_rounds):
+            # Neighbours are compared, each first in every other pair.
+            is_on = n % 4 in (0, 3)
+            if is_on:
+                client.register_plugin(Placement(policy))
+            rates["on" if is_on else "off"].append(rate(client, n_tasks))
+            if is_on:
+                client.unregister_scheduler_plugin(Placement.name)
+            print(f"  live {'on ' if is_on else 'off'} {rates['on' if is_on else 'off'][-1]:.0f}")
+    ratios = [on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
+    return {
+        "part": "live",
+        "policy": policy,
+        "workers": n_workers,
+        "tasks": n_tasks,
+        "tasks_per_s_on": statistics.median(rates["on"]),
+        "tasks_per_s_off": statistics.median(rates["off"]),
+        "ratios": ratios,
+        "ratio": statistics.median(ratios),
+    }
+
+
+def show(figure: dict[str, Any]) -> None:
+    """One line for one figure."""
+    said = [f"{figure['part']:<10} {figure['policy']} {figure['workers']:>4} workers"]
+    for name, value in figure.items():
+        if isinstance(value, dict):
+            said.append(f"{name} p50 {value['p50_us']:.1f} p99 {value['p99_us']:.1f} us")
+        elif isinstance(value, float):
+            said.append(f"{name} {value:.3g}")
+        elif name == "kind":
+            said.append(f"{value:<10}")
+    print("  ".join(said), flush=True)
+
+
+def python_us() -> float:
+    """Microseconds of a thousand dictionary look-ups and additions: how fast this machine is."""
+    table = {str(n): float(n) for n in range(1000)}
+    taken = []
+    for _ in range(200):
+        began = thread_time()
+        total = 0.0
+        for key in table:
+            total += table[key]
+        taken.append(thread_time() - began)
+    return statistics.median(taken) * 1e6
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -195,24 +360,30 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 100, 500])
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--kinds", default=",".join(KINDS), help="of tasks in `pure`, by comma")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of live runs")
+    parser.add_argument("--live-workers", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
+    policy, n_tasks, parts = arguments.policy, arguments.tasks, arguments.only.split(",")
     figures: list[dict[str, Any]] = []
+
+    def add(figure: dict[str, Any]) -> None:
+        figures.append(figure)
+        show(figure)
+
+    speed_us = python_us()
+    print(f"a thousand look-ups and additions: {speed_us:.0f} us")
     for n_workers in arguments.workers:
-        for kind in arguments.kinds.split(","):
-            f = pure(arguments.policy, kind, n_workers, arguments.tasks)
-            figures.append(f)
-            print(
-                kind,
-                n_workers,
-                {
-                    k: f"{v['p50_us']:.1f}/{v['p99_us']:.1f}"
-                    for k, v in f.items()
-                    if isinstance(v, dict)
-                },
-                round(f["makespan_s"], 1),
-                flush=True,
-            )
+        if "pure" in parts:
+            for kind in arguments.kinds.split(","):
+                add(pure(policy, kind, n_workers, n_tasks))
+        if "scheduler" in parts:
+            add(scheduler_share(policy, n_workers, n_tasks))
+    if "live" in parts:
+        add(live(policy, n_tasks, arguments.rounds, arguments.live_workers))
+    if arguments.json:
+        said = {"machine": platform.platform(), "python_us": speed_us, "figures": figures}
+        arguments.json.write_text(json.dumps(said, indent=2))
 
 
 if __name__ == "__main__":

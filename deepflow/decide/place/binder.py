@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Binder", "Decision", "Tuning", "Unplaceable"]
 
 _MAX_HOLDERS: Final = 4
+_LEAST_SHARE: Final = 0.1
+"""Of the input bytes, for a worker to be a candidate for holding them."""
 _MAX_LOOKS: Final = 32
 _MAX_REMEMBERED: Final = 256
 _SOON_S: Final = 0.01
@@ -183,9 +185,14 @@ class Binder:
         if self.fleet.free_ids:
             return True
         if self._is_shortlisting:
+            soon_s = now_s + self.tuning.pipeline_s
             for group in self.fleet.groups.values():
                 worker = group.next_free()
-                if worker is not None and self._may_pipeline(worker, now_s):
+                if (
+                    worker is not None
+                    and worker.first_end_s <= soon_s
+                    and self._may_pipeline(worker, now_s)
+                ):
                     return True
         return False
 
@@ -328,10 +335,10 @@ class Binder:
         """The workers that the policy is shown; filters first. See `Policy.looks_at`."""
         found = Candidates()
         sources = None
-        if task.close:
+        if task.local_bytes or task.near:
             sources = task.sources
             if sources is None or sources.n_changes != self.fleet.n_changes:
-                sources = task.sources = Sources(task.inputs, self.fleet)
+                sources = task.sources = Sources(task, self.fleet)
         if self._is_shortlisting:
             self._add_shortlist(found, task, sources, now_s)
         else:
@@ -436,7 +443,8 @@ class Binder:
         Not those that are busy until another one is expected to have done it.
         """
         workers = self.fleet.workers
-        holders = [worker for _, worker in sources.main]
+        least = _LEAST_SHARE * sources.total_bytes
+        holders = [worker for n_bytes, worker in sources.main if n_bytes >= least]
         if task.near:
             holders += [workers[i] for i in sorted(task.near) if i in workers]
         heads = found.workers
@@ -533,18 +541,11 @@ class Sources:
 
     __slots__ = ("local", "main", "main_bytes", "n_changes", "total_bytes")
 
-    def __init__(self, inputs: Sequence[tuple[int, Sequence[str]]], fleet: Fleet) -> None:
+    def __init__(self, task: Task, fleet: Fleet) -> None:
         workers = fleet.workers
-        local: dict[str, float] = {}
-        total = 0.0
-        for n_bytes, holders in inputs:
-            total += n_bytes
-            for holder in holders:
-                if holder in workers:
-                    local[holder] = local.get(holder, 0.0) + n_bytes
-        self.local = local
-        self.total_bytes = total
-        by_bytes = [(n, workers[holder]) for holder, n in local.items()]
+        self.local = task.local_bytes
+        self.total_bytes = float(sum(n_bytes for n_bytes, _ in task.inputs))
+        by_bytes = [(n, workers[i]) for i, n in task.local_bytes.items() if i in workers]
         if len(by_bytes) > 1:
             by_bytes.sort(key=_most_bytes_first)
         self.main = by_bytes[:_MAX_HOLDERS]
@@ -571,9 +572,10 @@ class Sources:
         # Inputs held in several places are counted at each of them: shares of what is missing.
         part = missing / held
         seconds = 0.0
+        known = links.lines_to(worker)
         for n_bytes, source in self.main:
             if source is not worker:
-                latency_s, seconds_per_byte = links.line(source, worker)
+                latency_s, seconds_per_byte = known.get(source.id) or links.line(source, worker)
                 seconds += latency_s + part * n_bytes * seconds_per_byte
         return seconds, missing / total
 

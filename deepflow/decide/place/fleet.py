@@ -39,6 +39,8 @@ class Worker:
 
     __slots__ = (
         "assigned",
+        "first_end_s",
+        "free_end_s",
         "group",
         "host",
         "id",
@@ -94,6 +96,10 @@ class Worker:
         self.assigned: dict[object, Assignment] = {}
         self.n_busy = 0
         """Assignments that take a thread: all but those that have seceded."""
+        self.first_end_s = 0.0
+        """When the first of its assignments should end, as long as no thread is idle."""
+        self.free_end_s = 0.0
+        """When a thread should be idle then, if none is late."""
         self.reserved_s = 0.0
         """Seconds that held tasks have set aside during the pass under way."""
         self.version = 0
@@ -127,7 +133,9 @@ class Worker:
         """Expected seconds until a thread, and these resources, are free; 0 if they are now."""
         wait_s = 0.0
         n_over = self.n_busy - self.threads
-        if n_over >= 0:
+        if n_over >= 0 and self.first_end_s > now_s:
+            wait_s = self.free_end_s - now_s
+        elif n_over >= 0:
             ends = []
             for assignment in self.assigned.values():
                 if not assignment.is_seceded:
@@ -200,6 +208,8 @@ class Group:
             ends = [a.end_s for a in worker.assigned.values() if not a.is_seceded]
             if len(ends) > 1:
                 ends.sort()
+            worker.first_end_s = ends[0]
+            worker.free_end_s = ends[n_over]
             heap = self._by_end
             heapq.heappush(heap, (ends[n_over], worker.number, worker.version, worker))
             if len(heap) > _STALE * len(self.members) + 64:
@@ -231,6 +241,8 @@ class Fleet:
         """How often resources were given back."""
         self.n_changes = 0
         """How often workers came or went."""
+        self.n_running = 0
+        """Workers that take tasks."""
         self.n_threads = 0
         self._numbers = 0
         self._group_numbers = 0
@@ -273,6 +285,7 @@ class Fleet:
         group.n_threads += worker.threads
         self.n_threads += worker.threads
         self.n_changes += 1
+        self.n_running += worker.is_running
         self._fits.clear()
         self._note(worker)
 
@@ -281,6 +294,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is None or worker.group is None:
             return
+        self.n_running -= worker.is_running
         worker.is_running = False
         self._note(worker)
         group = worker.group
@@ -297,6 +311,7 @@ class Fleet:
         worker = self.workers.get(worker_id)
         if worker is not None and worker.is_running != is_running:
             worker.is_running = is_running
+            self.n_running += 1 if is_running else -1
             self._note(worker)
 
     def assign(
