@@ -249,7 +249,7 @@ def main() -> int:
     parser.add_argument(
         "--stretch",
         type=float,
-        default=4.0,
+        default=8.0,
         help="wall seconds per CPU second of the fastest class; raise it on a machine of few cores",
     )
     parser.add_argument("--settle", type=float, default=3.0, help="seconds between runs")
@@ -261,7 +261,7 @@ def main() -> int:
         print(line, file=sys.stderr, flush=True)
 
     flows = [arguments.only] if arguments.only else ["genome", "images"]
-    result: dict[str, Any] = {}
+    timed: dict[str, dict[str, list[Timed]]] = {}
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {
             "PREFECT_HOME": home,
@@ -283,7 +283,7 @@ def main() -> int:
                     for name, cluster in zip(CONTENDERS, (first, second), strict=True)
                 ]
                 for flow_name in flows:
-                    timed = compare(
+                    timed[flow_name] = compare(
                         contenders,
                         flow_name,
                         arguments.size,
@@ -291,10 +291,8 @@ def main() -> int:
                         arguments.settle,
                         say,
                     )
-                    result[flow_name] = figures(timed)
-                    if arguments.plot_dir:
-                        save_trails(flow_name, timed, arguments.plot_dir)
 
+    result = {flow_name: figures(runs) for flow_name, runs in timed.items()}
     for flow_name, found in result.items():
         for measure, of in found.items():
             medians = of["medians"]
@@ -318,6 +316,9 @@ def main() -> int:
                 indent=1,
             )
         )
+    if arguments.plot_dir:
+        for flow_name, runs in timed.items():
+            save_trails(flow_name, runs, arguments.plot_dir)
     return 0 if all(of["flow_s"]["median_ratio"] < 1 for of in result.values()) else 1
 
 
