@@ -18,7 +18,7 @@ from prefect.settings import (
 
 from deepflow import DeepflowTaskRunner, EmbeddedServer, hints
 from deepflow.observe import metrics
-from deepflow.runner import recorder
+from deepflow.runner import server_link
 from tests.integration.conftest import Api
 from tests.integration.losses import (
     Heard,
@@ -146,7 +146,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
 def test_events_that_the_server_drops_are_sent_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = recorder.complete_event
+    complete = server_link.complete_event
     dropped: set[Any] = set()
 
     def lossy(record: Any, related: bytes) -> str:
@@ -157,7 +157,7 @@ def test_events_that_the_server_drops_are_sent_again(
             return text.replace('"event":"prefect.task-run.', '"event":"dropped.task-run.')
         return text
 
-    monkeypatch.setattr(recorder, "complete_event", lossy)
+    monkeypatch.setattr(server_link, "complete_event", lossy)
     resent_before = metrics.value("deepflow_events_resent_total")
 
     @task
