@@ -25,12 +25,10 @@ from tests.integration.losses import (
     breakable_cluster,
     breakable_servers,
     listen,
-    mark,
-    marks,
     meanwhile,
     stop_server,
-    until,
 )
+from tests.integration.notes import note, times_noted, until
 
 TASK_S = 0.25
 
@@ -66,7 +64,7 @@ def test_the_server_may_be_away_for_a_while(
         import time
 
         time.sleep(TASK_S)
-        mark(done, number)
+        note(done, number)
         return number
 
     with breakable_cluster() as cluster:
@@ -82,11 +80,11 @@ def test_the_server_may_be_away_for_a_while(
         again: list[EmbeddedServer] = []
 
         def break_it() -> None:
-            until(lambda: len(marks(done)) >= 10, 60)
+            until(lambda: len(times_noted(done)) >= 10, 60)
             own_server.stop()
             gone_s = time.monotonic()
             until(lambda: time.monotonic() - gone_s >= gap_s)
-            assert len(marks(done)) < n_tasks, "the flow ended before the server was back"
+            assert len(times_noted(done)) < n_tasks, "the flow ended before the server was back"
             again.append(EmbeddedServer(home=tmp_path / "server", port=port))
             again[0].start()
 
@@ -118,7 +116,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
 
     @task
     def step(number: int) -> int:
-        mark(done, number)
+        note(done, number)
         return number
 
     with breakable_cluster() as cluster:

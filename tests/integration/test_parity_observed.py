@@ -24,7 +24,8 @@ from prefect.settings import (
 
 from deepflow import DeepflowTaskRunner
 from tests.integration.conftest import Api
-from tests.integration.parity import names, note, run_on
+from tests.integration.notes import names, note
+from tests.integration.parity import run_on
 
 
 def task_logs(api: Api, flow_run_id: Any) -> dict[str, set[str]]:
