@@ -15,7 +15,8 @@ from prefect import task
 from deepflow import DeepflowTaskRunner, WorkerClass, hints
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.errors import UnplaceableError
-from tests.integration.parity import await_note, names, note, run_on
+from tests.integration.notes import await_note, names, note
+from tests.integration.parity import run_on
 
 CLASSES = (
     WorkerClass("cpu", count=1, labels={"rack": "a"}, resources={"scratch": 1}),

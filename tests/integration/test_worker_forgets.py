@@ -14,7 +14,8 @@ from distributed import Client, LocalCluster
 from prefect import task
 
 from deepflow.observe import metrics
-from tests.integration.parity import await_note, note, run_on
+from tests.integration.notes import await_note, note
+from tests.integration.parity import run_on
 
 
 @pytest.fixture
