@@ -215,7 +215,7 @@ class Mirror:
             run_s=self._run_s_by_class(known),
             ready_s=now_s,
             rank_s=known.rank_s,
-            priority=-state.priority[0] if state.priority else 0,
+            priority=-int(state.priority[0]) if state.priority else 0,
             dask_order=state.priority,
             inputs=inputs,
             input_bytes=known.input_bytes,

@@ -18,11 +18,13 @@ class JobQueue:
     """The ready tasks of one job. Those of one *shape* can go to the same workers: if one of them
     finds no worker free, none does."""
 
-    __slots__ = ("job", "shapes")
+    __slots__ = ("by_holder", "job", "shapes")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.shapes: dict[tuple[object, ...], list[Task]] = {}
+        self.by_holder: dict[str, list[Task]] = {}
+        """Those with inputs, by the worker that holds most of them."""
 
     @property
     def first_priority(self) -> int:
@@ -61,6 +63,8 @@ class Ready:
         self._numbers += 1
         task.sort_key = (-task.priority, *self._policy.task_order(task), self._numbers)
         insort(queue.shapes.setdefault(task.shape, []), task, key=_sort_key)
+        if task.main_holder:
+            insort(queue.by_holder.setdefault(task.main_holder, []), task, key=_sort_key)
         self._tasks[task.key] = task
 
     def remove(self, key: object) -> Task | None:
@@ -71,6 +75,11 @@ class Ready:
         queue = self._queues[task.job.run]
         tasks = queue.shapes[task.shape]
         del tasks[bisect_left(tasks, task.sort_key, key=_sort_key)]
+        if task.main_holder:
+            near = queue.by_holder[task.main_holder]
+            del near[bisect_left(near, task.sort_key, key=_sort_key)]
+            if not near:
+                del queue.by_holder[task.main_holder]
         if not tasks:
             del queue.shapes[task.shape]
             if not queue.shapes:

@@ -22,6 +22,7 @@ class Task:
         "inputs",
         "job",
         "key",
+        "main_holder",
         "memory_bytes",
         "n_runs",
         "name",
@@ -86,8 +87,18 @@ class Task:
         """Seconds that those inputs take to come to a worker that is not near them."""
         self.shape = (needs, only, soft_gpu, memory_bytes)
         """What decides which workers can take it."""
+        self.main_holder = _main_holder(inputs)
+        """Id of the worker that holds most of its inputs' bytes; empty: no inputs."""
         self.held_because = ""
         self.sort_key: tuple[object, ...] = ()
+
+
+def _main_holder(inputs: Sequence[tuple[int, Sequence[str]]]) -> str:
+    held: dict[str, float] = {}
+    for n_bytes, holders in inputs:
+        for holder in holders:
+            held[holder] = held.get(holder, 0.0) + n_bytes
+    return max(held, key=held.__getitem__, default="")
 
 
 class Job:
