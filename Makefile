@@ -9,7 +9,7 @@ SIZE   ?= full
 PYTEST_ARGS ?=
 
 # Command that each Debian package brings: the package is installed only if the command is missing.
-APT_NEEDS := chromium:chromium prometheus:prometheus
+APT_NEEDS := chromium:chromium prometheus:prometheus psql:postgresql
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench apt venv-demo venv-dev clean

@@ -198,7 +198,8 @@ class Hints:
     cpu: float | None = None
     """Threads of the worker the task keeps busy."""
     gpu: float | Literal["soft"] | None = None
-    """GPUs (or a part of one) the task needs; ``"soft"``: one if any worker has one."""
+    """GPUs (or a part of one) the task needs; ``"soft"``: it can use
+    one, and is given one where it is expected to end sooner for it."""
     memory: int | None = None
     """Bytes the task needs at its peak."""
     resources: tuple[tuple[str, float], ...] = ()

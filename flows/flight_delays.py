@@ -37,6 +37,7 @@ from prefect.utilities.urls import url_for
 
 from deepflow import DeepflowTaskRunner, hints
 
+from . import _png
 from ._flights import evaluation, features, model, picture, rows
 from ._flights.evaluation import AirportErrors, Baseline, Evaluation
 from ._flights.features import FeatureShard
@@ -238,7 +239,7 @@ def publish_picture(scores: Sequence[Score], note: str) -> int:
     png = picture.draw([one.evaluation for one in scores], [one.errors for one in scores])
     # In markdown, where the UI shows the picture itself; an image artifact would print the whole
     # data: address below it.
-    image = picture.as_markdown_image(png, "predicted against actual arrival delay per airport")
+    image = _png.as_markdown_image(png, "predicted against actual arrival delay per airport")
     create_markdown_artifact(
         key=PICTURE_KEY,
         markdown=f"# Flight delays: predicted against actual\n\n{image}\n\n{note}\n",

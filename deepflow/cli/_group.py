@@ -12,8 +12,11 @@ from deepflow.errors import DeepflowError
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
     "demo": "deepflow.cli.demo",
+    "explain": "deepflow.cli.explain",
     "metrics": "deepflow.cli.metrics",
+    "replay": "deepflow.cli.replay",
     "settings": "deepflow.cli.settings",
+    "simulate": "deepflow.cli.simulate",
     "version": "deepflow.cli.version",
 }
 

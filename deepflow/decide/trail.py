@@ -47,6 +47,8 @@ class Attempt:
     outcome: Outcome
     cause: str = ""
     """Why it failed."""
+    on_gpu: bool = False
+    """It used a GPU that it can do without."""
 
     @property
     def run_s(self) -> float | None:
@@ -298,9 +300,8 @@ class _Fold:
         task = self._task(event.key, event.started_s)
         task.running.pop(event.worker, None)
         task.output_bytes = event.output_bytes
-        task.attempts.append(
-            _attempt(task, event.worker, event.started_s, event.stopped_s, "finished")
-        )
+        attempt = _attempt(task, event.worker, event.started_s, event.stopped_s, "finished")
+        task.attempts.append(replace(attempt, on_gpu=True) if event.on_gpu else attempt)
 
     def _failed(self, event: Failed) -> None:
         if event.worker:  # a task may fail before it has one

@@ -1,9 +1,8 @@
 """What a flow run leaves in Prefect's UI: a report in Markdown with a picture inside.
 
 The picture is an SVG in a `data:` URL, which both UIs of Prefect 3.8 show in a Markdown artifact
-(the newer one lets `data:image/` pass on purpose; neither shows inline SVG the same way). It is
-drawn without matplotlib from busy time per row and bin, so that its size and the time to make it
-hardly grow with the number of tasks.
+(the newer one lets `data:image/` pass on purpose). It is drawn without matplotlib from busy time
+per row and bin, so that its size is bounded and the time to make it grows but slowly.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from deepflow.observe.gantt import (
 __all__ = ["compact_svg", "flow_report_markdown"]
 
 _MAX_ROWS: Final = 40
-_MAX_BOXES: Final = 1500
+_MAX_BOXES: Final = 1200
 """At about 16 bytes each; in base64 the picture stays well below 50 kB."""
 _BINS: Final = (240, 120, 60, 30)
 _LEVELS: Final = 4
@@ -80,20 +79,22 @@ def _sentence(trail: Trail) -> str:
 
 def _task_table(trail: Trail) -> str:
     rows = task_summaries(trail)
+    some_failed = any(row.n_attempts > row.n_finished for row in rows)
     lines = [
-        "| task | n | failed tries | median run | median wait | longest wait | ran on | moved |",
-        "|---|--:|--:|--:|--:|--:|---|--:|",
+        "| task | n | median run | median wait | longest wait | moved | ran on |"
+        + " failed tries |" * some_failed,
+        "|---|--:|--:|--:|--:|--:|---|" + "--:|" * some_failed,
     ]
     for row in rows[:_MAX_TASK_ROWS]:
-        where = ", ".join(f"{_cell(name)} {n:,}" for name, n in row.ran_on[:6])
-        n_failed = row.n_attempts - row.n_finished
+        where = ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
+        failed = f" {row.n_attempts - row.n_finished:,} |" * some_failed
         lines.append(
-            f"| {_cell(row.task)} | {row.n:,} | {n_failed or ''} | {in_seconds(row.median_run_s)} "
-            f"| {in_seconds(row.median_wait_s)} | {in_seconds(row.longest_wait_s)} | {where} "
-            f"| {_in_bytes(row.moved_bytes)} |"
+            f"| {_cell(row.task)} | {row.n:,} | {in_seconds(row.median_run_s)} "
+            f"| {in_seconds(row.median_wait_s)} | {in_seconds(row.longest_wait_s)} "
+            f"| {_in_bytes(row.moved_bytes)} | {where} |{failed}"
         )
     if len(rows) > _MAX_TASK_ROWS:
-        lines.append(f"\n{len(rows) - _MAX_TASK_ROWS} more tasks took less time.")
+        lines.append(f"\n{len(rows) - _MAX_TASK_ROWS:,} more tasks took less time.")
     return "\n".join(lines)
 
 
@@ -101,24 +102,34 @@ def _wait_table(trail: Trail) -> str:
     waits = longest_waits(trail, 5)
     if not waits:
         return ""
-    lines = [
-        "Longest waits, from ready to started:",
-        "",
-        "| task | waited | for |",
-        "|---|--:|---|",
-    ]
+    lines = ["Longest waits, from ready to started:\n", "| waited | for | task |", "|--:|---|---|"]
     for wait in waits:
         reasons = "; ".join(f"{in_seconds(r.seconds)} {_cell(r.text)}" for r in wait.reasons[:3])
-        lines.append(f"| {_cell(wait.key)} | {in_seconds(wait.wait_s)} | {reasons} |")
+        lines.append(f"| {in_seconds(wait.wait_s)} | {reasons} | {_cell(wait.key)} |")
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Text that is neither Markdown nor HTML, nor ends a cell; long names are cut."""
-    shown = text if len(text) <= 80 else text[:79] + "…"
-    for char in "\\`*_[]<>|&~":
-        shown = shown.replace(char, f"&#{ord(char)};") if char != "&" else shown
-    return shown.replace("\n", " ")
+# One of Prefect's two UIs shows character references in a table as they are written, so what could
+# be taken for markup is replaced by what looks like it.
+_NO_MARKUP: Final = str.maketrans(
+    {
+        "|": "¦",
+        "<": "‹",
+        ">": "›",
+        "`": "'",
+        "*": "∗",
+        "[": "(",
+        "]": ")",
+        "\\": "/",
+        "~": "∼",
+        "\n": " ",
+    }
+)
+
+
+def _cell(text: str, most: int = 60) -> str:
+    """Text that is neither Markdown nor HTML and does not end a cell; long names are cut."""
+    return _short(text, most).translate(_NO_MARKUP)
 
 
 def _in_bytes(n_bytes: float) -> str:
@@ -199,7 +210,7 @@ def _class_rows(trail: Trail) -> list[_Row]:
             sum(worker.threads for worker in workers),
             tuple(attempt for worker in workers for attempt in worker.attempts),
         )
-        for name, workers in of_class.items()
+        for name, workers in sorted(of_class.items())
     ][:_MAX_ROWS]
 
 

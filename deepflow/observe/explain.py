@@ -162,7 +162,9 @@ def reasons_it_waited(trail: Trail, task: TaskTrail) -> tuple[Reason, ...]:
         parts.append(Reason(travel_s, "its inputs were on the way"))
     if until_s - given_s - travel_s > 0:
         parts.append(_in_queue(trail, task, given_s, until_s, travel_s))
-    return tuple(sorted(parts, key=lambda part: -part.seconds))
+    parts.sort(key=lambda part: -part.seconds)
+    # A hundredth of the wait explains nothing.
+    return tuple(part for part in parts if part.seconds >= 0.01 * parts[0].seconds)
 
 
 def _before_placing(task: TaskTrail, ready_s: float, given_s: float) -> list[Reason]:
@@ -269,7 +271,7 @@ def in_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     for unit, size, below in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 180.0)):
-        if abs(seconds) < below:
+        if abs(seconds) < 0.9995 * below:  # what rounds up to it is told in the next unit
             return f"{seconds / size:.3g} {unit}" if seconds else "0 s"
     return f"{seconds / 60:.3g} min" if abs(seconds) < 10_800 else f"{seconds / 3600:.3g} h"
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from deepflow.decide.trail import Attempt, Trail, WorkerTrail
 from deepflow.errors import ConfigurationError
@@ -43,6 +43,7 @@ _TRANSFER: Final = "#222222"
 _UNDECIDED: Final = "#e0a0a0"
 _QUEUED: Final = "#b8c4d8"
 
+_SUFFIXES: Final = (".png", ".svg", ".pdf")
 _NAMED_LANES: Final = 70
 _MAX_INCHES: Final = 60.0
 
@@ -58,21 +59,16 @@ class Lane:
 
 
 def lanes(trail: Trail) -> tuple[Lane, ...]:
-    """A lane for each thread: by class in order of joining, then by name in the order of numbers.
+    """A lane for each thread: by class, then by name, numbers in their order.
 
     The log does not tell threads, so each attempt goes to the first one that is free; where more
     run at once than the worker has threads (a task that waits for others leaves its own), there are
     more lanes.
     """
-    classes = {name: i for i, name in enumerate(_classes(trail.workers.values()))}
     in_order = sorted(
-        trail.workers.values(), key=lambda w: (classes[w.worker_class], _natural(w.worker))
+        trail.workers.values(), key=lambda w: (_natural(w.worker_class), _natural(w.worker))
     )
     return tuple(lane for worker in in_order for lane in _lanes_of(worker, trail.end_s))
-
-
-def _classes(workers: Any) -> list[str]:
-    return list(dict.fromkeys(worker.worker_class for worker in workers))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -150,10 +146,14 @@ def draw_gantt(trail: Trail, path: Path, *, title: str = "") -> None:
 def draw_side_by_side(trails: Mapping[str, Trail], path: Path, *, title: str = "") -> None:
     """Draw trails by name, one under another with the same time axis, so that ends compare.
 
-    Raises :class:`ConfigurationError` without matplotlib, or for a suffix that it does not write.
+    Raises :class:`ConfigurationError` without matplotlib, or for another suffix.
     """
     if not trails:
         raise ConfigurationError("there is no trail to draw; give at least one")
+    if path.suffix not in _SUFFIXES:
+        raise ConfigurationError(
+            f"no picture can be written as {path.name!r}; end the name in {' or '.join(_SUFFIXES)}"
+        )
     figure_class = _matplotlib_figure()
     rows = {name: lanes(trail) for name, trail in trails.items()}
     heights = [h for of in rows.values() for h in (max(1.2, 0.17 * len(of) + 0.1), 0.75)]
@@ -173,21 +173,17 @@ def draw_side_by_side(trails: Mapping[str, Trail], path: Path, *, title: str = "
         end = trail.makespan_s / unit_s
         for axis in axes[2 * i : 2 * i + 2]:
             axis.axvline(end, color="#555555", linestyle="--", linewidth=0.8)
-        told = f"{name}: " if name else ""
+        told = f"{_short(name, 60)}: " if name else ""
         axes[2 * i].set_title(
             f"{told}{len(trail.tasks):,} tasks in {end:.4g} {unit}", loc="left", fontsize=9
         )
     axes[-1].set_xlim(0, 1.01 * span_s / unit_s)
     axes[-1].set_xlabel(f"time since the first submit ({unit})", fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(_short(title, 120), fontsize=12, x=0.01, ha="left", fontweight="bold")
     _draw_legend(figure, list(trails.values()), colours)
     try:
         figure.savefig(path, dpi=130)
-    except ValueError as error:  # matplotlib's word for a format it does not know
-        raise ConfigurationError(
-            f"no picture can be written to {path}: {error}; end the name in .png, .svg or .pdf"
-        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"the picture {path} cannot be written ({error.strerror}); "
@@ -339,16 +335,17 @@ def _draw_waits(axis: Axes, trail: Trail, unit_s: float) -> None:
 def _draw_legend(figure: Figure, trails: Sequence[Trail], colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    n_of = Counter(task.task for trail in trails for task in trail.tasks.values())
+    n_of = Counter(task.task for task in trails[0].tasks.values())
+    # Of several trails the counts would add up to what nobody ran.
+    counts = {name: f" ({n_of[name]:,})" if len(trails) == 1 else "" for name in colours}
     entries = [
-        Patch(color=colour, label=f"{_short(name, 32)} ({n_of[name]:,})")
+        Patch(color=colour, label=_short(name, 32) + counts[name])
         for name, colour in colours.items()
         if colour != OTHER
     ]
-    others = [name for name, colour in colours.items() if colour == OTHER]
-    if others:
-        n = sum(n_of[name] for name in others)
-        entries.append(Patch(color=OTHER, label=f"{len(others)} other tasks ({n:,})"))
+    n_others = sum(colour == OTHER for colour in colours.values())
+    if n_others:
+        entries.append(Patch(color=OTHER, label=f"{n_others:,} other tasks"))
     attempts = [a for trail in trails for task in trail.tasks.values() for a in task.attempts]
     if any(attempt.outcome == "failed" for attempt in attempts):
         entries.append(Patch(facecolor="white", edgecolor=FAILED, label="failed attempt"))
@@ -362,4 +359,6 @@ def _draw_legend(figure: Figure, trails: Sequence[Trail], colours: Mapping[str, 
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """At most so long, and nothing that matplotlib takes for a formula."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return cut.replace("$", r"\$")

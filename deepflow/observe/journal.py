@@ -285,7 +285,7 @@ def _reader(kind: type) -> Callable[[dict[str, Any]], Any]:
 def _converter(wanted: Any) -> _Convert:
     if wanted is float:
         return _float
-    if wanted in (str, int):
+    if wanted in (str, int, bool):
         return _exactly(wanted)
     if wanted is Candidate:
         return _reader(Candidate)

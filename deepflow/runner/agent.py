@@ -3,7 +3,7 @@
 It caches what was shipped once (contexts, task code), knows which runs are in progress (so they
 can be cancelled, and so that the runs behind a straggler go back to the driver), collects events
 and sends reports. Reports go over Dask's own streams (`Worker.log_event`) to the client that
-submitted; nothing here opens a connection.
+submitted; nothing here opens a connection. What belongs to a driver is forgotten when it leaves.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from deepflow.errors import ContextMissingError
 from deepflow.observe import metrics
 from deepflow.runner.context import RunScope
 from deepflow.runner.events import state_event
+from deepflow.runner.lru import LruCache
 from deepflow.runner.wire import (
     BlobRef,
     EventRecord,
@@ -43,15 +44,23 @@ if TYPE_CHECKING:
 _TICK_S = 0.05
 _EVENTS_EVERY_S = 0.25
 _FETCH_TIMEOUT_S = 5.0
-_MAX_CONTEXTS = 64
-_MAX_TASKS = 1024
-_MAX_CANCELLED = 100_000
+# Of pickles; in memory a context weighs about fifty times as much. These bound what is left of
+# drivers that died, and of tasks, which are of use to the next flow run as well.
+_CONTEXTS_BYTES = 512 * 1024
+_TASKS_BYTES = 16 * 1024 * 1024
+_MAX_DEPARTED = 1_000
 
 
-class _Outbox:
-    """Events on their way to one driver, and the transitions held back until they are due."""
+class _Driver:
+    """What a worker keeps for one driver while its flow run goes on.
+
+    Events on their way to it, transitions held back until they are due, and what it has cancelled.
+    """
 
     def __init__(self) -> None:
+        self.cancelled: set[UUID] = set()
+        self.n_sent = 0
+        """Messages sent to its own topic."""
         self.records: list[EventRecord] = []
         self.held: dict[UUID, list[tuple[TaskRun, State[Any] | None, State[Any]]]] = {}
         self.coalesced = 0
@@ -90,15 +99,15 @@ class Agent:
         self.worker = worker
         self._lock = threading.Lock()
         self._fetch_lock = threading.Lock()
-        self._contexts: OrderedDict[str, RunScope] = OrderedDict()
-        self._tasks: OrderedDict[str, Task[Any, Any]] = OrderedDict()
-        self._outboxes: dict[str, _Outbox] = {}
+        self._contexts: LruCache[RunScope] = LruCache(_CONTEXTS_BYTES)
+        self._tasks: LruCache[Task[Any, Any]] = LruCache(_TASKS_BYTES)
+        self._drivers: dict[str, _Driver] = {}
+        """By the topic of its events."""
+        self._departed: OrderedDict[str, None] = OrderedDict()
         self._jobs: set[RunningJob] = set()
-        self._cancelled: OrderedDict[UUID, None] = OrderedDict()
         self._wake = threading.Condition(self._lock)
         self._is_closed = False
         self._thread: threading.Thread | None = None
-        self._n_sent: dict[str, int] = {}
 
     # -- what was shipped once ---------------------------------------------------------------
 
@@ -109,8 +118,9 @@ class Agent:
             with self._fetch_lock:
                 scope = self._contexts.get(ref.digest)
                 if scope is None:
-                    scope = RunScope(pickle.loads(self._fetch(ref)))
-                    _remember(self._contexts, ref.digest, scope, _MAX_CONTEXTS)
+                    blob = self._fetch(ref)
+                    scope = RunScope(pickle.loads(blob))
+                    self._contexts.put(ref.digest, scope, len(blob))
         return scope
 
     def task(self, ref: BlobRef) -> Task[Any, Any]:
@@ -120,8 +130,10 @@ class Agent:
             with self._fetch_lock:
                 task = self._tasks.get(ref.digest)
                 if task is None:
-                    task = pickle.loads(self._fetch(ref))
-                    _remember(self._tasks, ref.digest, task, _MAX_TASKS)
+                    blob = self._fetch(ref)
+                    task = pickle.loads(blob)
+                    self._tasks.put(ref.digest, task, len(blob))
+        assert task is not None
         return task
 
     def _fetch(self, ref: BlobRef) -> bytes:
@@ -161,19 +173,22 @@ class Agent:
             self._jobs.discard(job)
         self._report(job)
 
-    def cancel(self, run_ids: Iterable[UUID]) -> None:
-        """Stop these runs: what runs is interrupted, what comes later does not begin."""
+    def cancel(self, events_topic: str, run_ids: Iterable[UUID]) -> None:
+        """Stop these runs of one driver: what runs is interrupted, what is to come never begins."""
         with self._lock:
-            for run_id in run_ids:
-                _remember(self._cancelled, run_id, None, _MAX_CANCELLED)
+            driver = self._driver(events_topic)
+            if driver is None:
+                return
+            driver.cancelled.update(run_ids)
             seats = [job.seat for job in self._jobs if job.seat is not None]
-            hit = [seat for seat in seats if seat.run_id in self._cancelled]
+            hit = [seat for seat in seats if seat.run_id in driver.cancelled]
         for seat in hit:
             seat.cancel()
 
-    def is_cancelled(self, run_id: UUID) -> bool:
+    def is_cancelled(self, events_topic: str, run_id: UUID) -> bool:
         """Whether `cancel` named this run."""
-        return run_id in self._cancelled
+        driver = self._drivers.get(events_topic)
+        return driver is not None and run_id in driver.cancelled
 
     def announce(self, job: Job, run_id: UUID) -> None:
         """Tell the driver that a run begins; returns when the scheduler has the message.
@@ -182,14 +197,14 @@ class Agent:
         them from those that were only near. About 1 ms.
         """
         report = OutcomeReport(run_id, "begun", None, "", 0.0)
-        with self._lock:
-            self._n_sent[job.results_topic] = self._n_sent.get(job.results_topic, 0) + 1
-        sync(
-            self.worker.loop,
-            self.worker.scheduler.log_event,
-            topic=job.results_topic,
-            msg=pack(Message(self.worker.address, (report,), (), 0)),
-        )
+        message = self._message(job.results_topic, job.events_topic, (report,), [], 0)
+        if message is not None:
+            sync(
+                self.worker.loop,
+                self.worker.scheduler.log_event,
+                topic=job.results_topic,
+                msg=message,
+            )
 
     # -- events and reports ------------------------------------------------------------------
 
@@ -210,7 +225,9 @@ class Agent:
         is_last = validated.is_final() or validated.name == "NotReady"
         run_id = task_run.id
         with self._lock:
-            outbox = self._outboxes.setdefault(job.events_topic, _Outbox())
+            outbox = self._driver(job.events_topic)
+            if outbox is None:
+                return
             if job.options.coalesce and not is_last:
                 held = outbox.held.setdefault(run_id, [])
                 held.append((task_run.model_copy(), initial, validated))
@@ -224,6 +241,12 @@ class Agent:
             if not is_last:
                 outbox.sent_last[run_id] = (validated.id, validated.timestamp)
 
+    def _driver(self, events_topic: str) -> _Driver | None:
+        """What is kept for a driver; None for one that has departed, which hears nothing more."""
+        if events_topic in self._departed:
+            return None
+        return self._drivers.setdefault(events_topic, _Driver())
+
     def flush(self) -> None:
         """Send all reports and events that are waiting."""
         with self._lock:
@@ -234,7 +257,7 @@ class Agent:
 
     def _due_events(self, topic: str, *, include_held: bool) -> tuple[list[EventRecord], int]:
         with self._lock:
-            outbox = self._outboxes.get(topic)
+            outbox = self._drivers.get(topic)
             if outbox is None:
                 return [], 0
             if include_held:
@@ -256,34 +279,61 @@ class Agent:
             *reports,
             *(OutcomeReport(run_id, "returned", None, "", 0.0) for run_id in returned),
         )
-        if job.job.events_topic == job.job.results_topic:
-            records, coalesced = self._due_events(job.job.events_topic, include_held=False)
+        topic, driver = job.job.results_topic, job.job.events_topic
+        if topic == driver:
+            records, coalesced = self._due_events(driver, include_held=False)
             if outcomes or records:
-                self._send(job.job.results_topic, outcomes, records, coalesced)
+                self._send(topic, driver, outcomes, records, coalesced)
         elif outcomes:
-            self._send(job.job.results_topic, outcomes, [], 0)
+            self._send(topic, driver, outcomes, [], 0)
 
     def _send_events(self) -> None:
-        for topic in list(self._outboxes):
+        for topic in list(self._drivers):
             records, coalesced = self._due_events(topic, include_held=True)
             if records or coalesced:
-                self._send(topic, (), records, coalesced)
+                self._send(topic, topic, (), records, coalesced)
 
     def _send(
         self,
         topic: str,
+        driver: str,
         outcomes: tuple[OutcomeReport, ...],
         events: list[EventRecord],
         coalesced: int,
     ) -> None:
-        message = Message(self.worker.address, outcomes, tuple(events), coalesced)
-        with self._lock:
-            self._n_sent[topic] = self._n_sent.get(topic, 0) + 1
-        self.worker.log_event(topic, pack(message))
+        message = self._message(topic, driver, outcomes, events, coalesced)
+        if message is not None:
+            self.worker.log_event(topic, message)
 
-    def n_sent(self, topic: str) -> int:
-        """How many messages were sent to a topic so far."""
-        return self._n_sent.get(topic, 0)
+    def _message(
+        self,
+        topic: str,
+        driver: str,
+        outcomes: tuple[OutcomeReport, ...],
+        events: list[EventRecord],
+        coalesced: int,
+    ) -> bytes | None:
+        """What to send, counted as sent; None where the flow run is over and nobody listens."""
+        with self._lock:
+            kept = self._driver(driver)
+            if kept is None:
+                return None
+            if topic == driver:
+                kept.n_sent += 1
+        return pack(Message(self.worker.address, driver, outcomes, tuple(events), coalesced))
+
+    def depart(self, topic: str) -> int:
+        """A driver's flow run is over: forget what belongs to it.
+
+        Returns how many messages were sent to it; from now on none is.
+        """
+        with self._lock:
+            self._departed[topic] = None
+            while len(self._departed) > _MAX_DEPARTED:
+                self._departed.popitem(last=False)
+            driver = self._drivers.pop(topic, None)
+        self._contexts.drop_where(lambda scope: scope.captured.events_topic == topic)
+        return driver.n_sent if driver is not None else 0
 
     def _watch(self) -> None:
         """Give back what waits behind a straggler; send events in good time."""
@@ -312,7 +362,7 @@ class Agent:
             time.sleep(_TICK_S)
 
     def _has_events(self) -> bool:
-        return any(box.records or box.held or box.coalesced for box in self._outboxes.values())
+        return any(box.records or box.held or box.coalesced for box in list(self._drivers.values()))
 
     def close(self) -> None:
         """Send what is left and stop the watcher."""
@@ -320,13 +370,6 @@ class Agent:
         with self._wake:
             self._is_closed = True
             self._wake.notify()
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
-    """Put into a cache that forgets its oldest entries."""
-    cache[key] = value
-    while len(cache) > limit:
-        cache.popitem(last=False)
 
 
 _agents: dict[str, Agent] = {}

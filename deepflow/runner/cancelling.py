@@ -30,8 +30,17 @@ _GRACE_S = 5.0
 class Cancelling:
     """Stops items. Methods may be called from any thread, but not in a turn."""
 
-    def __init__(self, client: Client, board: Board, reactor: Reactor, settling: Settling) -> None:
+    def __init__(
+        self,
+        client: Client,
+        board: Board,
+        reactor: Reactor,
+        settling: Settling,
+        *,
+        events_topic: str,
+    ) -> None:
         self._client = client
+        self._events_topic = events_topic
         self._board = board
         self._reactor = reactor
         self._settling = settling
@@ -61,7 +70,9 @@ class Cancelling:
 
     def _tell_workers(self, run_ids: list[UUID]) -> None:
         try:
-            self._client.run(cancel_runs, run_ids, wait=False, on_error="ignore")
+            self._client.run(
+                cancel_runs, self._events_topic, run_ids, wait=False, on_error="ignore"
+            )
         except Exception as exc:  # noqa: BLE001 - runs that go on are given up after a while
             metrics.inc("deepflow_fallbacks_total", kind="cancel_not_delivered")
             self._board.log_once(

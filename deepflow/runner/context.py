@@ -9,6 +9,7 @@ fetched by each worker process once; entering it for a run sets a few context va
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from prefect.context import (
 from prefect.context import _deployment_id as deployment_id_var
 from prefect.context import _deployment_parameters as deployment_parameters_var
 from prefect.logging.configuration import setup_logging
-from prefect.settings import PREFECT_API_URL, Settings
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_EXTRA_LOGGERS, Settings
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
@@ -75,6 +76,15 @@ def to_blob(value: Any) -> tuple[str, bytes]:
     """`(digest, cloudpickle)` of a value that is to be shipped once."""
     blob = cloudpickle.dumps(value, protocol=5)
     return hashlib.blake2b(blob, digest_size=16).hexdigest(), blob
+
+
+def _set_up_logging() -> None:
+    """Put the logging settings in force, also those that Prefect reads once in a process."""
+    setup_logging()
+    handlers = logging.getLogger("prefect.extra").handlers
+    for name in PREFECT_LOGGING_EXTRA_LOGGERS.value():
+        for handler in handlers:
+            logging.getLogger(name).addHandler(handler)
 
 
 class _Clients(threading.local):
@@ -133,7 +143,7 @@ class RunScope:
         from deepflow.runner.task_runner import DeepflowTaskRunner
 
         if not self._is_logging_ready:
-            setup_logging()
+            _set_up_logging()
             self._is_logging_ready = True
         types = {"Flow": Flow, "Task": Task, "ResultRecordMetadata": ResultRecordMetadata}
         FlowRunContext.model_rebuild(_types_namespace=types)

@@ -76,9 +76,19 @@ class Dispatcher:
         settling = Settling(self._board, self._gate, self._reactor, self._put_event)
         losses = Losses(client, settings, self._board, self._gate, settling)
         self._reports = Reports(
-            client, self._board, self._reactor, self._sender, self._gate, settling, losses, recorder
+            client,
+            self._board,
+            self._reactor,
+            self._sender,
+            self._gate,
+            settling,
+            losses,
+            recorder,
+            events_topic=events_topic,
         )
-        self._cancelling = Cancelling(client, self._board, self._reactor, settling)
+        self._cancelling = Cancelling(
+            client, self._board, self._reactor, settling, events_topic=events_topic
+        )
 
     def _on_end(self, job: SentJob, status: str | None, error: BaseException | None) -> None:
         self._reports.on_end(job, status, error)
@@ -88,7 +98,9 @@ class Dispatcher:
         if self._recorder is not None:
             self._recorder.put([record])
         else:
-            self.client.log_event(self.events_topic, pack(Message("", (), (record,), 0)))
+            self.client.log_event(
+                self.events_topic, pack(Message("", self.events_topic, (), (record,), 0))
+            )
 
     # -- submitting ----------------------------------------------------------------------------
 

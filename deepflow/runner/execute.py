@@ -82,7 +82,7 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     try:
         while (spec := running.next_item()) is not None:
             seat = running.seat = Seat(spec.run_id)
-            if agent.is_cancelled(spec.run_id):
+            if agent.is_cancelled(job.events_topic, spec.run_id):
                 seat.cancel()
             if job.options.announce:
                 agent.announce(job, spec.run_id)

@@ -49,15 +49,18 @@ class Placing:
         self.is_placing = False
         """Whether the plugin places tasks on this scheduler; False: Dask does."""
         self._experience = Experience()
+        self._flow_run: FlowRun | None = None
         self._history: history.ForgivingHistory | None = None
         if settings.history != OFF:
             target = settings.history or settings.state_dir.expanduser() / "history.sqlite"
             self._history = history.open_or_cold(target, logger)
-            self._experience = Experience(self._history.estimates(), self._history.shapes())
 
-    def register(self, flow: str | None) -> None:
+    def register(self, flow: str | None, flow_run: FlowRun | None) -> None:
         """Give the scheduler the plugin, or, where it has one, what is known of this flow."""
         client = self._client
+        self._flow_run = flow_run
+        if self._history is not None and flow is not None:
+            self._experience = Experience(self._history.estimates(flow), self._history.shapes())
         client.register_plugin(
             Placement(
                 self._policy,
@@ -76,11 +79,11 @@ class Placing:
             blob = pickle.dumps(self._experience, protocol=5)
             client.sync(client.scheduler.deepflow_teach, flow=flow, experience=blob)
 
-    def finish(self, flow_run: FlowRun | None) -> None:
-        """Fetch what became of a flow run, keep it and show it. Raises nothing."""
+    def finish(self) -> None:
+        """Fetch what became of the flow run, keep it and show it. Raises nothing."""
         try:
-            if flow_run is not None and self._client.status == "running":
-                self._finish(flow_run)
+            if self._flow_run is not None and self._client.status == "running":
+                self._finish(self._flow_run)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
             self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
@@ -107,6 +110,7 @@ class Placing:
         self._history.record(
             history.Observation(
                 seen.flow,
+                seen.run,
                 seen.task,
                 seen.worker_class,
                 seen.at_s,
@@ -125,12 +129,12 @@ class Placing:
             return
         folder = self._settings.state_dir.expanduser() / "journals"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{run}.jsonl.zst"
+        path = folder / f"{run}.journal.zst"
         if path.exists():  # the runner was entered twice in one flow run
-            path = folder / f"{run}-{time.time_ns()}.jsonl.zst"
+            path = folder / f"{run}-{time.time_ns()}.journal.zst"
         with JournalWriter(path, clock="unix") as journal:
             journal.write_all(events)
-        for old in sorted(folder.glob("*.jsonl.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
+        for old in sorted(folder.glob("*.journal.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
             old.unlink(missing_ok=True)
 
     def _show(self, flow_run: FlowRun, trail: Trail) -> None:

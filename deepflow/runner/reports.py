@@ -40,6 +40,8 @@ class Reports:
         settling: Settling,
         losses: Losses,
         recorder: Recorder | None,
+        *,
+        events_topic: str,
     ) -> None:
         self._client = client
         self._board = board
@@ -49,6 +51,7 @@ class Reports:
         self._settling = settling
         self._losses = losses
         self._recorder = recorder
+        self._events_topic = events_topic
         self._n_taken: dict[str, int] = {}
 
     # -- what workers say ----------------------------------------------------------------------
@@ -71,6 +74,8 @@ class Reports:
         )
 
     def _take(self, message: Message) -> None:
+        if message.driver != self._events_topic:
+            return  # for another session on this worker
         with self._board.turn():
             for report in message.outcomes:
                 item = self._board.find_open(report.run_id)

@@ -13,6 +13,7 @@ import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -43,7 +44,7 @@ from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.shared import SharedArguments
 from deepflow.runner.wire import BlobRef, Outcomes
-from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, flush_worker, this_process
+from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, take_leave, this_process
 from deepflow.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class Session:
             logger=self._run_logger(),
             is_adaptive=bool(config.adapt_kwargs),
         )
-        self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
+        if not self.is_nested:
+            self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
 
     def _serve_metrics(self) -> None:
         """Start the exporter, where one is wanted.
@@ -183,7 +185,10 @@ class Session:
             return
         placing = Placing(self.client, self.settings, policy, self._run_logger())
         flow_run = FlowRunContext.get()
-        placing.register(flow_run.flow.name if flow_run and flow_run.flow else None)
+        placing.register(
+            flow_run.flow.name if flow_run and flow_run.flow else None,
+            flow_run.flow_run if flow_run else None,
+        )
         self.placing = placing
 
     def _make_cluster(self) -> Any:
@@ -334,7 +339,6 @@ class Session:
         seconds to finish.
         """
         dispatcher, settings = self.dispatcher, self.settings
-        flow_run = FlowRunContext.get()
         try:
             open_items = dispatcher.open_items()
             if open_items:
@@ -342,13 +346,13 @@ class Session:
             if self.client.status == "running":
                 try:
                     sent = self.client.run(
-                        flush_worker, this_process(), self.topic, on_error="ignore"
+                        take_leave, this_process(), self.topic, on_error="ignore"
                     )
                     dispatcher.drain(sent, settings.shutdown_s)
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.placing is not None:
-                self.placing.finish(flow_run.flow_run if flow_run else None)
+                self.placing.finish()
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:
@@ -356,10 +360,20 @@ class Session:
             if self._locator is not None:
                 self._locator.close()
             if self.client.status == "running":
-                for ref in self._blobs.values():
-                    self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
+                self._take_back_blobs()
                 self.client.unsubscribe_topic(self.topic)
             self._stack.close()
+
+    def close_nested(self) -> None:
+        """As `close`, of a session inside a task: the flow run is over, and its driver has gone."""
+        self.dispatcher.abandon("The flow run ended before this run did.")
+        self.dispatcher.close()
+        if self.client.status == "running":
+            self._take_back_blobs()
+
+    def _take_back_blobs(self) -> None:
+        for ref in self._blobs.values():
+            self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
 
     def _settle(self, open_items: list[Item], failed: bool) -> None:
         dispatcher, settings = self.dispatcher, self.settings
@@ -387,7 +401,11 @@ def nested_session(config: RunnerConfig, events_topic: str, logger: Any) -> Sess
     """The session for submitting from inside tasks, one per worker client and driver."""
     client = distributed.get_client()
     with _nested_lock:
-        sessions = _nested_sessions.setdefault(client, {})
+        sessions = _nested_sessions.get(client)
+        if sessions is None:
+            sessions = _nested_sessions[client] = {}
+            # A client has one handler for a topic, so the sessions share it.
+            client.subscribe_topic(client.id, partial(_hear, sessions))
         session = sessions.get(events_topic)
         if session is None:
             session = sessions[events_topic] = Session(
@@ -404,6 +422,19 @@ def _labels(resources: Mapping[str, float]) -> dict[str, str]:
     """A worker's labels, from the resources by which it offers them."""
     labels = (parse_label_resource(name) for name, amount in resources.items() if amount > 0)
     return dict(label for label in labels if label is not None)
+
+
+def _hear(sessions: dict[str, Session], event: Any) -> None:
+    for session in list(sessions.values()):
+        session.dispatcher.on_message(event)
+
+
+def close_nested(events_topic: str) -> None:
+    """Close this process's sessions for submitting from inside the tasks of one driver."""
+    with _nested_lock:
+        closing = [s.pop(events_topic) for s in _nested_sessions.values() if events_topic in s]
+    for session in closing:
+        session.close_nested()
 
 
 def _ambient_address() -> str | None:

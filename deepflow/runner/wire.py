@@ -150,10 +150,11 @@ class Message(NamedTuple):
     """A worker's report: what happened to which runs, and the events to pass on."""
 
     worker: str
+    driver: str
+    """The events topic of the flow run: sessions inside tasks of several share a results topic."""
     outcomes: tuple[OutcomeReport, ...]
     events: tuple[EventRecord, ...]
     coalesced: int
-    counts: tuple[tuple[str, float], ...] = ()
 
 
 def pack(message: Message) -> bytes:

@@ -68,18 +68,32 @@ def flush_logs(driver: str) -> None:
     EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S, at_exit=False)
 
 
-async def flush_worker(driver: str, topic: str, dask_worker: Worker) -> int:
-    """Send what this worker still has to say; returns how many reports it sent to `topic`."""
+async def take_leave(driver: str, topic: str, dask_worker: Worker) -> int:
+    """Send what this worker still has to say, and forget what belongs to the flow run.
+
+    Returns how many reports it has sent to `topic`, which is the driver's.
+    """
     from deepflow.runner.agent import agent_of
 
     agent = agent_of(dask_worker)
     agent.flush()
-    await asyncio.get_running_loop().run_in_executor(None, flush_logs, driver)
-    return agent.n_sent(topic)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, _close_nested, topic)
+    await loop.run_in_executor(None, flush_logs, driver)
+    return agent.depart(topic)
 
 
-async def cancel_runs(run_ids: Sequence[UUID], dask_worker: Worker) -> None:
-    """Cancel task runs on this worker (a coroutine, for only those can be sent without waiting)."""
+def _close_nested(topic: str) -> None:
+    from deepflow.runner.session import close_nested
+
+    close_nested(topic)
+
+
+async def cancel_runs(events_topic: str, run_ids: Sequence[UUID], dask_worker: Worker) -> None:
+    """Cancel task runs of one driver on this worker.
+
+    A coroutine, for only those can be sent without waiting.
+    """
     from deepflow.runner.agent import agent_of
 
-    agent_of(dask_worker).cancel(run_ids)
+    agent_of(dask_worker).cancel(events_topic, run_ids)

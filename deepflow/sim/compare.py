@@ -2,16 +2,20 @@
 
 Every policy sees the same run times for the same seed, and has the same knowledge: the *history*,
 runs of other workloads on the same cluster as stock Dask played them. Without a history it begins
-cold and learns in the run.
+cold and learns in the run. A policy called `oracle:<name>` is the policy of that name told the
+true run times, but not the noise on them: what could be gained by knowing more, and nothing that
+could be used.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from deepflow.backend.placement.plugin import Placement
+from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import Event, Held, Placed
 from deepflow.decide.experience import Experience
 from deepflow.decide.place.binder import Tuning
@@ -27,7 +31,10 @@ from deepflow.sim.engine import Drain, Outcome, simulate
 from deepflow.sim.report import Cell, Yardstick, measure
 from deepflow.sim.workload import Workload
 
-__all__ = ["Played", "compare", "experience_of", "play", "yardstick"]
+__all__ = ["ORACLE", "TUNED_DASK", "Played", "compare", "experience_of", "play", "yardstick"]
+
+ORACLE: Final = "oracle:"
+"""Before the name of a policy: it is told the true run times."""
 
 _SEED_OF_HISTORY = 1_000_003
 TUNED_DASK: Mapping[str, Mapping[str, object]] = {
@@ -63,6 +70,10 @@ def play(
 
     Raises :class:`ConfigurationError` for an unknown policy.
     """
+    if isinstance(policy, str) and policy.startswith(ORACLE):
+        return _play_oracle(
+            workload, cluster, policy.removeprefix(ORACLE), seed=seed, tuning=tuning
+        )
     if isinstance(policy, str) and policy in (STOCK, *TUNED_DASK):
         config = TUNED_DASK.get(policy, {})
         stealing = bool(config.get("distributed.scheduler.work-stealing", True))
@@ -104,6 +115,60 @@ def play(
         tuple(placement.faults),
         placement.n_fallbacks,
     )
+
+
+class _Truth(Estimates):
+    """The true run times on each class, for tasks that are all of a category of their own."""
+
+    def __init__(self, workload: Workload, cluster: ClusterSpec) -> None:
+        super().__init__()
+        self._true_s: dict[tuple[str, str], dict[str | None, float]] = {}
+        for job in workload.jobs:
+            for task in job.tasks:
+                true_s: dict[str | None, float] = {}
+                for worker_class in cluster.classes:
+                    for suffix, on_gpu in (("", False), ("+gpu", True)):
+                        speed = worker_class.speed_for(task.kind, on_gpu=on_gpu)
+                        true_s[worker_class.name + suffix] = task.run_s / speed
+                true_s[None] = sum(true_s[c.name] for c in cluster.classes) / len(cluster.classes)
+                self._true_s[job.flow, task.task] = true_s
+
+    def observe(self, *_: object, **__: object) -> None:
+        """There is nothing to learn."""
+
+    def run_s(self, flow: str, task: str, worker_class: str | None, input_bytes: float) -> float:
+        """Seconds without noise."""
+        return self._true_s[flow, task][worker_class]
+
+    def spread(self, flow: str, task: str, worker_class: str | None) -> float:
+        """None: the mean of the noise is the same for all."""
+        return 0.0
+
+    def n_seen(self, flow: str, task: str, worker_class: str) -> int:
+        """Enough."""
+        return 1
+
+
+def _own_categories(workload: Workload) -> Workload:
+    """Each task in a category of its own; the noise, which goes by run and key, is the same."""
+    jobs = tuple(
+        replace(
+            job,
+            tasks=tuple(
+                replace(t, task=f"{job.run}.{t.key}", kind=t.kind or t.task) for t in job.tasks
+            ),
+        )
+        for job in workload.jobs
+    )
+    return replace(workload, jobs=jobs)
+
+
+def _play_oracle(
+    workload: Workload, cluster: ClusterSpec, policy: str, *, seed: int, tuning: Tuning | None
+) -> Played:
+    own = _own_categories(workload)
+    told = Experience(estimates=_Truth(own, cluster))
+    return play(own, cluster, policy, seed=seed, experience=told, tuning=tuning)
 
 
 def _fresh(policy: str | Policy) -> str | Policy:
@@ -165,12 +230,13 @@ def compare(
     """
     for policy in policies:
         if policy not in TUNED_DASK:
-            policy_named(policy)
+            policy_named(policy.removeprefix(ORACLE) if isinstance(policy, str) else policy)
     n_all = len(workloads) * len(clusters) * len(policies) * len(seeds)
     cells: list[Cell] = []
     for cluster in clusters:
         for workload in workloads:
             bounds = yardstick(workload, cluster)
+            own_bounds = yardstick(_own_categories(workload), cluster)
             for seed in seeds:
                 experience = None
                 past = history(workload)
@@ -186,12 +252,15 @@ def compare(
                         tuning=tuning,
                     )
                     name = policy if isinstance(policy, str) else policy.name
+                    is_oracle = name.startswith(ORACLE)
                     if played.faults:
                         raise DeepflowError(
                             f"policy {name!r} failed on {workload.name}: {played.faults[0]}"
                         )
                     metrics = measure(
-                        Trail.of(played.outcome.events), bounds, decision_us=played.decision_us
+                        Trail.of(played.outcome.events),
+                        own_bounds if is_oracle else bounds,
+                        decision_us=played.decision_us,
                     )
                     cell = Cell(workload.name, cluster.name, name, seed, metrics)
                     cells.append(cell)

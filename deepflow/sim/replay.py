@@ -32,6 +32,8 @@ from deepflow.sim.workload import SimJob, SimTask, Workload
 __all__ = ["cluster_of", "workload_of"]
 
 _SITE_LABELS: Final = ("host", "rack", "zone", "tier", CLASS_LABEL)
+_Kind = tuple[str, bool]
+"""A kind of worker, and whether its GPU was used by a task that can do without."""
 _LEAST_COPY_BYTES: Final = 100_000
 """Copies below this tell of latency, not of bandwidth."""
 _SHRINK: Final = 1e-3
@@ -47,12 +49,12 @@ def workload_of(events: Iterable[Event], *, name: str = "replayed") -> Workload:
     trail = Trail.of(events)
     groups = _groups(trail)
     speeds = _Speeds.of(groups)
-    kind_of = {worker.worker: group.kind for group in groups for worker in group.workers}
-    work_s = {
-        task.key: task.run_s * speeds.of_task(task.task, kind_of[task.worker])
-        for task in trail.tasks.values()
-        if task.run_s is not None and task.worker is not None
-    }
+    work_s: dict[str, float] = {}
+    for group in groups:
+        for attempt in _successes(group):
+            if attempt is trail.tasks[attempt.key].success:
+                speed = speeds.of_task(attempt.task, (group.kind, attempt.on_gpu))
+                work_s[attempt.key] = _run_s(attempt) * speed
     typical_s = _typical(trail, work_s)
     jobs: dict[str, list[SimTask]] = {run: [] for run in trail.runs}
     for task in trail.tasks.values():
@@ -166,11 +168,11 @@ def _labels_and_resources(
 class _Speeds:
     """How fast each kind of worker is, as a ratio to the one that did most."""
 
-    of_kind: Mapping[str, float]
-    of_pair: Mapping[tuple[str, str], float]
+    of_kind: Mapping[_Kind, float]
+    of_pair: Mapping[tuple[str, _Kind], float]
     """(task, kind of worker) where that was seen."""
 
-    def of_task(self, task: str, kind: str) -> float:
+    def of_task(self, task: str, kind: _Kind) -> float:
         return self.of_pair.get((task, kind), self.of_kind[kind])
 
     @staticmethod
@@ -180,25 +182,26 @@ class _Speeds:
         Weighted by the square root of how often each pair was seen. The second term gives a kind's
         speed; a pair that was seen has its own, against what the task takes on the reference.
         """
-        seen: dict[tuple[str, str], list[float]] = {}
+        seen: dict[tuple[str, _Kind], list[float]] = {}
         for group in groups:
             for attempt in _successes(group):
+                pair = (attempt.task, (group.kind, attempt.on_gpu))
                 # A run of no time at all would have no logarithm.
-                seen.setdefault((attempt.task, group.kind), []).append(max(1e-6, _run_s(attempt)))
+                seen.setdefault(pair, []).append(max(1e-6, _run_s(attempt)))
         if not seen:
             raise JournalError(
                 "no task of the journal finished, so nothing is known of run times; "
                 "replay a journal of a run that got further"
             )
         median_s = {pair: median(runs_s) for pair, runs_s in seen.items()}
-        work_s: dict[str, float] = {}
+        work_s: dict[_Kind, float] = {}
         for (_, kind), runs_s in seen.items():
             work_s[kind] = work_s.get(kind, 0.0) + sum(runs_s)
         reference = max(work_s, key=lambda kind: work_s[kind])
         of_task, of_kind = _fit(
             {pair: math.log(seconds) for pair, seconds in median_s.items()},
             {pair: len(runs_s) for pair, runs_s in seen.items()},
-            list(dict.fromkeys(group.kind for group in groups)),
+            list(dict.fromkeys([*((group.kind, False) for group in groups), *work_s])),
         )
         # What was seen on the reference is what it takes there, fit or no fit.
         at_reference_s = {
@@ -212,26 +215,26 @@ class _Speeds:
 
 
 def _fit(
-    log_s: Mapping[tuple[str, str], float],
-    n_seen: Mapping[tuple[str, str], int],
-    kinds: Sequence[str],
-) -> tuple[dict[str, float], dict[str, float]]:
+    log_s: Mapping[tuple[str, _Kind], float],
+    n_seen: Mapping[tuple[str, _Kind], int],
+    kinds: Sequence[_Kind],
+) -> tuple[dict[str, float], dict[_Kind, float]]:
     """Least squares of log seconds as a sum of a term of the task and one of the kind of worker."""
     tasks = list(dict.fromkeys(task for task, _ in log_s))
-    column = {("task", task): i for i, task in enumerate(tasks)}
-    column |= {("kind", kind): len(tasks) + i for i, kind in enumerate(kinds)}
-    rows = np.zeros((len(log_s) + len(kinds), len(column)))
+    of_task = {task: i for i, task in enumerate(tasks)}
+    of_kind = {kind: len(tasks) + i for i, kind in enumerate(kinds)}
+    rows = np.zeros((len(log_s) + len(kinds), len(tasks) + len(kinds)))
     wanted = np.zeros(len(rows))
     for row, (pair, value) in enumerate(log_s.items()):
         weight = math.sqrt(n_seen[pair])
-        rows[row, column["task", pair[0]]] = rows[row, column["kind", pair[1]]] = weight
+        rows[row, of_task[pair[0]]] = rows[row, of_kind[pair[1]]] = weight
         wanted[row] = weight * value
     for row, kind in enumerate(kinds, start=len(log_s)):
-        rows[row, column["kind", kind]] = _SHRINK
+        rows[row, of_kind[kind]] = _SHRINK
     fitted = np.linalg.lstsq(rows, wanted, rcond=None)[0]
     return (
-        {task: float(fitted[column["task", task]]) for task in tasks},
-        {kind: float(fitted[column["kind", kind]]) for kind in kinds},
+        {task: float(fitted[i]) for task, i in of_task.items()},
+        {kind: float(fitted[i]) for kind, i in of_kind.items()},
     )
 
 
@@ -284,19 +287,23 @@ def _sim_class(
 ) -> SimWorkerClass:
     hosts = {worker.host for worker in group.workers if worker.host}
     can_use_gpu = {task.task for task in trail.tasks.values() if task.soft_gpu > 0}
-    pairs: list[tuple[str, float]] = []
-    for (task, kind), speed in speeds.of_pair.items():
-        if kind == group.kind:
-            # The journal does not tell whether a GPU was used: what was seen holds for both.
-            suffixes = ("+gpu", "") if task in can_use_gpu else ("",)
-            pairs += [(f"{escape(task)}{suffix}", speed) for suffix in suffixes]
+    pairs = [
+        (escape(task), speed)
+        for (task, kind), speed in speeds.of_pair.items()
+        if kind == (group.kind, False)
+    ]
+    with_gpu = (group.kind, True)
+    if with_gpu in speeds.of_kind:
+        pairs += [
+            (f"{escape(task)}+gpu", speeds.of_task(task, with_gpu)) for task in sorted(can_use_gpu)
+        ]
     default = SimWorkerClass(group.name, 1).nic_bytes_per_s
     return SimWorkerClass(
         name=group.name,
         count=len(group.workers),
         threads=group.workers[0].threads,
         memory_bytes=group.workers[0].memory_bytes,
-        speed=speeds.of_kind[group.kind],
+        speed=speeds.of_kind[group.kind, False],
         speeds=tuple(pairs),
         resources=group.resources,
         labels=group.labels,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .. import _png
 from .evaluation import BIN_EDGES_MIN, AirportErrors, Evaluation
 
 # Rows of fewer flights say little about where their middle half lies.
@@ -19,16 +17,12 @@ _FEWEST_FLIGHTS_OF_A_BIN = 15
 def draw(evaluations: Sequence[Evaluation], errors: Sequence[AirportErrors]) -> bytes:
     """A PNG: density of flights, the line of perfect forecasts, the middle half of what happened.
 
-    Drawn from the counts in the evaluations, on a canvas of its own (never `pyplot`, whose state
-    is shared by all threads of a worker).
+    Drawn from the counts in the evaluations.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    from PIL import Image
 
     figure = Figure(figsize=(4.3 * len(evaluations) + 0.9, 4.9), layout="constrained", dpi=110)
-    canvas: Any = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(evaluations), sharex=True, sharey=True, squeeze=False)[0]
     most = max(int(evaluation.counts.max()) for evaluation in evaluations)
     low, high = BIN_EDGES_MIN[0], BIN_EDGES_MIN[-1]
@@ -77,17 +71,7 @@ def draw(evaluations: Sequence[Evaluation], errors: Sequence[AirportErrors]) -> 
         + (f" ({n_beyond:,} flights beyond the axes are drawn at the edge)" if n_beyond else ""),
         fontsize=12,
     )
-    canvas.draw()
-    # 128 colours are enough for the picture, and make it a third of the size in Prefect's database.
-    pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
-    png = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).quantize(128).save(png, "PNG", optimize=True)
-    return png.getvalue()
-
-
-def as_markdown_image(png: bytes, alternative: str) -> str:
-    """The picture inside a line of markdown, so that it needs no web server of its own."""
-    return f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
+    return _png.encode(figure)
 
 
 def _quantile(counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.float64]:

@@ -26,6 +26,8 @@ from prefect.settings import (
 )
 
 from deepflow.runner.server import EmbeddedServer
+from tests.integration.losses import breakable_cluster, worker_pids
+from tests.integration.notes import until
 
 T = TypeVar("T")
 
@@ -145,3 +147,18 @@ def one_slot(server: EmbeddedServer) -> Iterator[LocalCluster]:
         n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=40
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def workers_to_break(server: EmbeddedServer) -> Iterator[LocalCluster]:
+    """Two worker processes to break; their nannies start new ones."""
+    with breakable_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def breakable(workers_to_break: LocalCluster) -> LocalCluster:
+    """A cluster to break, whole again."""
+    workers = workers_to_break.scheduler.workers
+    until(lambda: len(workers) == 2 and len(worker_pids()) == 2, 60)
+    return workers_to_break

@@ -1,16 +1,13 @@
-"""What the tests of losses share: marks that tasks leave behind, and how to break things."""
+"""What the tests of losses share: how to break things."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,51 +17,7 @@ from distributed import LocalCluster
 
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.runner.server import EmbeddedServer
-
-
-def mark(path: str, name: object) -> None:
-    """Append a line in one write, which the system keeps whole between processes."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, f"{name} {os.getpid()}\n".encode())
-    finally:
-        os.close(descriptor)
-
-
-def marks(path: Path | str) -> Counter[str]:
-    """How often each name was marked."""
-    if not Path(path).exists():
-        return Counter()
-    return Counter(line.split()[0] for line in Path(path).read_text().splitlines())
-
-
-def marked_by(path: Path | str) -> dict[str, int]:
-    """The process that marked each name last."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    return {name: int(pid) for name, pid in (line.split() for line in lines)}
-
-
-def until(claim: Callable[[], object], deadline_s: float = 30.0) -> None:
-    """Wait until `claim` holds; fail at the deadline."""
-    end_s = time.monotonic() + deadline_s
-    while not claim():
-        assert time.monotonic() < end_s, f"not so within {deadline_s} s"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-
-
-def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_alive(pid))
+from tests.integration.notes import until
 
 
 @contextmanager

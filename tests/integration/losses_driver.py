@@ -14,9 +14,9 @@ def step(number: int, marks: str) -> int:
     """A second of work in small pieces, so that it can be interrupted between two of them."""
     import time
 
-    from tests.integration.losses import mark
+    from tests.integration.notes import note
 
-    mark(marks, number)
+    note(marks, number)
     for _ in range(100):
         time.sleep(0.01)
     return number

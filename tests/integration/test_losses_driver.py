@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import Api
-from tests.integration.losses import is_alive, marks, until
+from tests.integration.notes import is_alive, times_noted, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def test_an_interrupted_driver_ends_soon_and_leaves_nothing_running(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        until(lambda: len(marks(begun)) >= 4 or driver.poll() is not None, 90)
+        until(lambda: len(times_noted(begun)) >= 4 or driver.poll() is not None, 90)
         assert driver.poll() is None, output.read_text()
         family = [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
         assert len(family) >= 2

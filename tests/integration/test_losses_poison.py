@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,7 @@ from prefect.states import State
 from deepflow import DeepflowTaskRunner, hints
 from deepflow.errors import InfrastructureError
 from tests.integration.conftest import Api
-from tests.integration.losses import breakable_cluster, mark, marks, until, worker_pids
-
-
-@pytest.fixture(scope="module")
-def breakable(server: object) -> Iterator[LocalCluster]:
-    """Two worker processes to break; their nannies start new ones."""
-    with breakable_cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(breakable: LocalCluster) -> LocalCluster:
-    """The cluster, whole again."""
-    until(lambda: len(breakable.scheduler.workers) == 2 and len(worker_pids()) == 2, 60)
-    return breakable
+from tests.integration.notes import note, times_noted
 
 
 def assert_says_why(message: str | None) -> None:
@@ -41,13 +26,13 @@ def assert_says_why(message: str | None) -> None:
 
 
 def test_a_task_that_kills_its_workers_crashes_with_the_cause_in_words(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     tries = str(tmp_path / "tries")
 
     @task
     def poison() -> int:
-        mark(tries, "poison")
+        note(tries, "poison")
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
@@ -55,7 +40,7 @@ def test_a_task_that_kills_its_workers_crashes_with_the_cause_in_words(
     def after(value: int) -> int:
         return value
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, State[Any], State[Any], BaseException | None]:
         from prefect.runtime import flow_run
 
@@ -75,7 +60,7 @@ def test_a_task_that_kills_its_workers_crashes_with_the_cause_in_words(
     assert isinstance(error, InfrastructureError)
     assert_says_why(str(error))
     assert next_one.name == "NotReady"
-    assert marks(tries) == {"poison": 4}, "the first try and three retries"
+    assert times_noted(tries) == {"poison": 4}, "the first try and three retries"
     runs = {run["name"]: run for run in api.task_runs(flow_run_id)}
     assert {name: run["state_name"] for name, run in runs.items()} == {
         "poison-0": "Crashed",
@@ -85,18 +70,18 @@ def test_a_task_that_kills_its_workers_crashes_with_the_cause_in_words(
 
 
 def test_the_tasks_own_retries_apply_when_the_infrastructure_gave_up(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     tries = str(tmp_path / "tries")
 
     @task(retries=2, retry_delay_seconds=0.1)
     def poison_at_first() -> str:
-        mark(tries, "poison")
-        if sum(marks(tries).values()) <= 5:
+        note(tries, "poison")
+        if sum(times_noted(tries).values()) <= 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return "survived"
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, str]:
         from prefect.runtime import flow_run
 
@@ -104,7 +89,7 @@ def test_the_tasks_own_retries_apply_when_the_infrastructure_gave_up(
 
     flow_run_id, answer = run()
     assert answer == "survived"
-    assert marks(tries) == {"poison": 6}
+    assert times_noted(tries) == {"poison": 6}
     (record,) = api.task_runs(flow_run_id)
     assert record["state_type"] == "COMPLETED"
     assert "AwaitingRetry" in [state["name"] for state in api.states(record["id"])]
@@ -112,7 +97,7 @@ def test_the_tasks_own_retries_apply_when_the_infrastructure_gave_up(
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_in_a_map_only_the_poisonous_item_crashes(
-    cluster: LocalCluster, api: Api, tmp_path: Path, batched: bool
+    breakable: LocalCluster, api: Api, tmp_path: Path, batched: bool
 ) -> None:
     @task
     def maybe(number: int) -> int:
@@ -120,7 +105,7 @@ def test_in_a_map_only_the_poisonous_item_crashes(
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, list[State[Any]]]:
         from prefect.runtime import flow_run
 
@@ -140,19 +125,19 @@ def test_in_a_map_only_the_poisonous_item_crashes(
 
 
 def test_infra_retries_of_zero_means_none(
-    cluster: LocalCluster, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    breakable: LocalCluster, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEEPFLOW_INFRA_RETRIES", "0")
     tries = str(tmp_path / "tries")
 
     @task
     def maybe(number: int) -> int:
-        mark(tries, number)
+        note(tries, number)
         if number == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> list[State[Any]]:
         with hints(batch=False):
             futures = maybe.map(range(8))
@@ -160,6 +145,6 @@ def test_infra_retries_of_zero_means_none(
         return [future.state for future in futures]
 
     states = run()
-    assert marks(tries)["3"] == 1
+    assert times_noted(tries)["3"] == 1
     assert [i for i, state in enumerate(states) if not state.is_completed()] == [3]
     assert_says_why(states[3].message)

@@ -17,7 +17,8 @@ from prefect.states import State
 
 from deepflow import DeepflowTaskRunner, hints
 from tests.integration.conftest import Api
-from tests.integration.losses import external_cluster, mark, marks, meanwhile, until
+from tests.integration.losses import external_cluster, meanwhile
+from tests.integration.notes import note, times_noted, until
 
 RECONNECT_S = 5
 """Seconds for which the client looks for its scheduler; Dask's default is 30."""
@@ -34,7 +35,7 @@ def test_a_killed_scheduler_ends_the_flow_with_crashed_runs_that_say_why(
         import time
 
         time.sleep(0.3)
-        mark(done, number)
+        note(done, number)
         return number
 
     @task
@@ -61,7 +62,7 @@ def test_a_killed_scheduler_ends_the_flow_with_crashed_runs_that_say_why(
         killed_at_s: list[float] = []
 
         def break_it() -> None:
-            until(lambda: len(marks(done)) >= 4, 60)
+            until(lambda: len(times_noted(done)) >= 4, 60)
             os.kill(outside.scheduler.pid, signal.SIGKILL)
             killed_at_s.append(time.monotonic())
 

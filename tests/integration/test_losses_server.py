@@ -18,19 +18,17 @@ from prefect.settings import (
 
 from deepflow import DeepflowTaskRunner, EmbeddedServer, hints
 from deepflow.observe import metrics
-from deepflow.runner import recorder
+from deepflow.runner import server_link
 from tests.integration.conftest import Api
 from tests.integration.losses import (
     Heard,
     breakable_cluster,
     breakable_servers,
     listen,
-    mark,
-    marks,
     meanwhile,
     stop_server,
-    until,
 )
+from tests.integration.notes import note, times_noted, until
 
 TASK_S = 0.25
 
@@ -66,7 +64,7 @@ def test_the_server_may_be_away_for_a_while(
         import time
 
         time.sleep(TASK_S)
-        mark(done, number)
+        note(done, number)
         return number
 
     with breakable_cluster() as cluster:
@@ -82,11 +80,11 @@ def test_the_server_may_be_away_for_a_while(
         again: list[EmbeddedServer] = []
 
         def break_it() -> None:
-            until(lambda: len(marks(done)) >= 10, 60)
+            until(lambda: len(times_noted(done)) >= 10, 60)
             own_server.stop()
             gone_s = time.monotonic()
             until(lambda: time.monotonic() - gone_s >= gap_s)
-            assert len(marks(done)) < n_tasks, "the flow ended before the server was back"
+            assert len(times_noted(done)) < n_tasks, "the flow ended before the server was back"
             again.append(EmbeddedServer(home=tmp_path / "server", port=port))
             again[0].start()
 
@@ -118,7 +116,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
 
     @task
     def step(number: int) -> int:
-        mark(done, number)
+        note(done, number)
         return number
 
     with breakable_cluster() as cluster:
@@ -146,7 +144,7 @@ def test_a_server_gone_for_good_ends_the_run_in_bounded_time_with_a_clear_line(
 def test_events_that_the_server_drops_are_sent_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = recorder.complete_event
+    complete = server_link.complete_event
     dropped: set[Any] = set()
 
     def lossy(record: Any, related: bytes) -> str:
@@ -157,7 +155,7 @@ def test_events_that_the_server_drops_are_sent_again(
             return text.replace('"event":"prefect.task-run.', '"event":"dropped.task-run.')
         return text
 
-    monkeypatch.setattr(recorder, "complete_event", lossy)
+    monkeypatch.setattr(server_link, "complete_event", lossy)
     resent_before = metrics.value("deepflow_events_resent_total")
 
     @task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,11 @@ from prefect import flow, task
 from deepflow import DeepflowTaskRunner, hints
 from deepflow.observe import metrics
 from tests.integration.conftest import Api
-from tests.integration.losses import (
-    breakable_cluster,
-    forget_variables,
-    kill,
-    mark,
-    marked_by,
-    marks,
-    meanwhile,
-    until,
-    until_settled,
-    worker_pids,
-)
+from tests.integration.losses import forget_variables, meanwhile, until_settled, worker_pids
+from tests.integration.notes import await_death, kill, note, noted_by, notes, times_noted, until
 
 LARGE = 50_000
 """Length of an array (400 kB) that is too large to travel with the report that a task is done."""
-
-
-@pytest.fixture(scope="module")
-def breakable(server: object) -> Iterator[LocalCluster]:
-    """Two worker processes to break; their nannies start new ones."""
-    with breakable_cluster() as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(breakable: LocalCluster) -> LocalCluster:
-    """The cluster, whole again."""
-    until(lambda: len(breakable.scheduler.workers) == 2 and len(worker_pids()) == 2, 60)
-    return breakable
 
 
 def states_by_name(api: Api, flow_run_id: str) -> dict[str, str]:
@@ -53,7 +29,7 @@ def states_by_name(api: Api, flow_run_id: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", ["durable", "persisted", "persisted and cached by its inputs"])
 def test_a_finished_durable_task_is_never_run_again(
-    cluster: LocalCluster, api: Api, tmp_path: Path, how: str
+    breakable: LocalCluster, api: Api, tmp_path: Path, how: str
 ) -> None:
     done = str(tmp_path / "done")
     options: dict[str, Any] = {}
@@ -66,14 +42,14 @@ def test_a_finished_durable_task_is_never_run_again(
 
     @task(**options)
     def make(number: int) -> np.ndarray:
-        mark(done, number)
+        note(done, number)
         return np.full(LARGE, number)
 
     @task
     def total(arrays: list[np.ndarray]) -> int:
         return int(sum(int(array[0]) for array in arrays))
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, int]:
         from prefect.runtime import flow_run
 
@@ -88,7 +64,7 @@ def test_a_finished_durable_task_is_never_run_again(
     reads_before = metrics.value("deepflow_recomputed_total")
     flow_run_id, answer = run()
     assert answer == sum(range(12))
-    assert marks(done) == {str(i): 1 for i in range(12)}
+    assert times_noted(done) == {str(i): 1 for i in range(12)}
     assert metrics.value("deepflow_recomputed_total") > reads_before, "nothing was lost"
     runs = api.task_runs(flow_run_id)
     assert len(runs) == 13
@@ -97,19 +73,17 @@ def test_a_finished_durable_task_is_never_run_again(
 
 
 def test_a_worker_killed_in_the_middle_changes_no_answer_and_leaves_every_run_completed(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     done = str(tmp_path / "done")
 
     @task
     def square(number: int) -> int:
-        import time
-
         time.sleep(0.15)
-        mark(done, number)
+        note(done, number)
         return number * number
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, list[int]]:
         from prefect.runtime import flow_run
 
@@ -117,34 +91,34 @@ def test_a_worker_killed_in_the_middle_changes_no_answer_and_leaves_every_run_co
             return flow_run.id, square.map(range(30)).result()
 
     def break_it() -> None:
-        until(lambda: len(marks(done)) >= 10)
+        until(lambda: len(times_noted(done)) >= 10)
         kill(worker_pids()[0])
 
     with meanwhile(break_it):
         flow_run_id, answer = run()
     assert answer == [number * number for number in range(30)]
     # One run may die between its mark and its record; nothing that had finished runs twice.
-    assert sum(marks(done).values()) <= 31
+    assert sum(times_noted(done).values()) <= 31
     runs = api.task_runs(flow_run_id)
     assert len(runs) == 30
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
 
 
 def test_small_results_are_with_the_driver_and_are_not_computed_again(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     done = str(tmp_path / "done")
 
     @task
     def make(number: int) -> int:
-        mark(done, number)
+        note(done, number)
         return number
 
     @task
     def add(one: int, other: int) -> int:
         return one + other
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> list[int]:
         futures = [make.submit(i) for i in range(10)]
         for future in futures:
@@ -156,24 +130,24 @@ def test_small_results_are_with_the_driver_and_are_not_computed_again(
         return [f.result() for f in (*futures, *sums)]
 
     assert run() == [*range(10), *range(10)]
-    assert marks(done) == {str(i): 1 for i in range(10)}
+    assert times_noted(done) == {str(i): 1 for i in range(10)}
 
 
 def test_lost_large_results_are_computed_again_and_the_ui_says_so(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     done = str(tmp_path / "done")
 
     @task
     def make(number: int) -> np.ndarray:
-        mark(done, number)
+        note(done, number)
         return np.full(LARGE, number)
 
     @task
     def first(array: np.ndarray) -> int:
         return int(array[0])
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, list[int], list[str]]:
         from prefect.runtime import flow_run
 
@@ -183,7 +157,7 @@ def test_lost_large_results_are_computed_again_and_the_ui_says_so(
             future.wait()
         until_settled()
         victim = worker_pids()[0]
-        lost = [name for name, pid in marked_by(done).items() if pid == victim]
+        lost = [name for name, pid in noted_by(done).items() if pid == victim]
         kill(victim)
         firsts = first.map(futures)
         # The values themselves can be had, too: some from where they were computed anew.
@@ -193,7 +167,7 @@ def test_lost_large_results_are_computed_again_and_the_ui_says_so(
     flow_run_id, answer, lost = run()
     assert answer == list(range(8))
     assert lost
-    again = {name for name, count in marks(done).items() if count > 1}
+    again = {name for name, count in times_noted(done).items() if count > 1}
     assert again == set(lost)
     runs = api.task_runs(flow_run_id)
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
@@ -205,6 +179,37 @@ def test_lost_large_results_are_computed_again_and_the_ui_says_so(
     )
 
 
+def test_an_isolated_task_dies_with_its_worker_and_is_started_again(
+    breakable: LocalCluster, tmp_path: Path
+) -> None:
+    tries = str(tmp_path / "tries")
+
+    @hints(isolate=True)
+    @task
+    def apart() -> str:
+        note(tries, "try")
+        if len(notes(tries)) == 1:
+            time.sleep(60)
+        return "done"
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
+    def run() -> str:
+        future = apart.submit()
+        until(lambda: notes(tries))
+        first = notes(tries)[0].pid
+        kill(parent_of(first))
+        await_death(first)
+        return str(future.result())
+
+    assert run() == "done"
+    assert times_noted(tries) == {"try": 2}
+
+
+def parent_of(pid: int) -> int:
+    """The process that started this one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
 def test_a_silent_worker_counts_as_lost(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,8 +219,8 @@ def test_a_silent_worker_counts_as_lost(
 
     @task
     def stalls_at_first() -> str:
-        mark(tries, "try")
-        if sum(marks(tries).values()) == 1:
+        note(tries, "try")
+        if sum(times_noted(tries).values()) == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
         return "done"
 
@@ -229,33 +234,31 @@ def test_a_silent_worker_counts_as_lost(
 
     flow_run_id, answer = run()
     assert answer == "done"
-    assert marks(tries) == {"try": 2}
+    assert times_noted(tries) == {"try": 2}
     (record,) = api.task_runs(flow_run_id)
     assert record["state_type"] == "COMPLETED"
 
 
 def test_a_shared_argument_that_was_lost_is_sent_again(
-    cluster: LocalCluster, api: Api, tmp_path: Path
+    breakable: LocalCluster, api: Api, tmp_path: Path
 ) -> None:
     done = str(tmp_path / "done")
     shared = np.arange(100_000)
 
     @task
     def pick(number: int, table: np.ndarray) -> int:
-        import time
-
         time.sleep(0.1)
-        mark(done, number)
+        note(done, number)
         return int(table[number])
 
-    @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
+    @flow(task_runner=DeepflowTaskRunner(cluster=breakable))
     def run() -> tuple[str, list[int], list[int]]:
         from prefect import unmapped
         from prefect.runtime import flow_run
 
         with hints(batch=False):
             first = pick.map(range(20), table=unmapped(shared))
-        until(lambda: len(marks(done)) >= 4, 60)
+        until(lambda: len(times_noted(done)) >= 4, 60)
         for pid in worker_pids():
             kill(pid)  # no copy is left
         answers = first.result()
@@ -272,12 +275,12 @@ def test_a_shared_argument_that_was_lost_is_sent_again(
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
 
 
-def test_a_context_that_the_scheduler_lost_is_sent_again(cluster: LocalCluster, api: Api) -> None:
+def test_a_context_that_the_scheduler_lost_is_sent_again(breakable: LocalCluster, api: Api) -> None:
     @task
     def add(number: int) -> int:
         return number + 1
 
-    runner = DeepflowTaskRunner(cluster=cluster)
+    runner = DeepflowTaskRunner(cluster=breakable)
 
     @flow(task_runner=runner)
     def run() -> tuple[int, int]:

@@ -16,7 +16,8 @@ from prefect.utilities.annotations import quote
 
 from deepflow.observe import metrics
 from tests.integration.conftest import Api
-from tests.integration.parity import note, noted_at, run_on
+from tests.integration.notes import note, noted_at
+from tests.integration.parity import run_on
 
 
 @dataclass

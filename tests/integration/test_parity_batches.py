@@ -13,7 +13,8 @@ from prefect import task
 from deepflow import hints
 from deepflow.observe import metrics
 from tests.integration.conftest import Api
-from tests.integration.parity import names, note, noted_at, run_on
+from tests.integration.notes import names, note, noted_at
+from tests.integration.parity import run_on
 
 
 @task

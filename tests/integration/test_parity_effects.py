@@ -15,7 +15,8 @@ from prefect.cache_policies import INPUTS
 from prefect.transactions import IsolationLevel, transaction
 
 from tests.integration.conftest import Api
-from tests.integration.parity import names, note, notes, run_on
+from tests.integration.notes import names, note, notes
+from tests.integration.parity import run_on
 
 # -- caching and persistence -------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from prefect import task
 from deepflow import DeepflowTaskRunner, WorkerClass, hints
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.errors import UnplaceableError
-from tests.integration.parity import await_note, names, note, run_on
+from tests.integration.notes import await_note, names, note
+from tests.integration.parity import run_on
 
 CLASSES = (
     WorkerClass("cpu", count=1, labels={"rack": "a"}, resources={"scratch": 1}),
@@ -44,7 +45,6 @@ def unlike(server: object) -> Iterator[Any]:
         ({"labels": {"rack": "a"}}, "cpu-0"),
         ({"labels": {"rack": "b"}}, "gpu-0"),
         ({"resources": {"scratch": 1}}, "cpu-0"),
-        ({"gpu": "soft"}, "gpu-0"),
     ],
     ids=str,
 )
@@ -63,6 +63,28 @@ def test_a_hinted_task_runs_where_its_hint_is_met(
 def test_a_hint_on_the_task_itself_takes_effect(unlike: Any) -> None:
     on_gpu = hints(gpu=1)(where)
     assert run_on(unlike, lambda: on_gpu.submit().result()).result() == "gpu-0"
+
+
+def test_a_soft_gpu_is_taken_where_it_is_free_and_not_waited_for(unlike: Any) -> None:
+    def body() -> Any:
+        with hints(gpu="soft", batch=False):
+            alone = where.submit().result()
+            return alone, set(where.map(range(12)).result())
+
+    alone, together = run_on(unlike, body).result()
+    assert alone == "gpu-0"
+    assert together == {"cpu-0", "gpu-0"}
+
+
+def test_a_soft_gpu_is_a_need_where_dask_places(
+    unlike: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body() -> Any:
+        with hints(gpu="soft"):
+            return set(where.map(range(6)).result())
+
+    monkeypatch.setenv("DEEPFLOW_PLACEMENT", "stock")
+    assert run_on(unlike, body).result() == {"gpu-0"}
 
 
 def test_a_soft_gpu_runs_anywhere_where_there_is_none(cluster: Any) -> None:

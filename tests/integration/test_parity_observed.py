@@ -15,11 +15,17 @@ import pytest
 from distributed import LocalCluster
 from prefect import flow, get_run_logger, tags, task
 from prefect.exceptions import Pause
-from prefect.settings import PREFECT_TASKS_DEFAULT_RETRIES, PREFECT_UI_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_LOGGING_EXTRA_LOGGERS,
+    PREFECT_TASKS_DEFAULT_RETRIES,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
 
 from deepflow import DeepflowTaskRunner
 from tests.integration.conftest import Api
-from tests.integration.parity import names, note, run_on
+from tests.integration.notes import names, note
+from tests.integration.parity import run_on
 
 
 def task_logs(api: Api, flow_run_id: Any) -> dict[str, set[str]]:
@@ -79,15 +85,26 @@ def test_the_last_lines_before_an_embedded_cluster_closes_are_kept(server: Any, 
     assert {r["state_type"] for r in api.task_runs(run.id)} == {"COMPLETED"}
 
 
-def test_logs_of_extra_loggers_reach_the_ui(cluster: LocalCluster, api: Api) -> None:
-    """A library's logger named in PREFECT_LOGGING_EXTRA_LOGGERS, in force where the tasks run."""
+def test_lines_of_a_library_named_as_extra_logger_are_in_the_ui_and_no_others(
+    cluster: LocalCluster, api: Api
+) -> None:
+    """PREFECT_LOGGING_EXTRA_LOGGERS of the driver is in force where the tasks run."""
 
     @task
-    def library_call() -> None:
-        get_run_logger().warning("a warning from the task")
+    def library_calls() -> None:
+        logging.getLogger("a_named_library").warning("from the library that is named")
+        logging.getLogger("another_library").warning("from the one that is not")
+        get_run_logger().warning("from the task")
 
-    run = run_on(cluster, lambda: library_call.submit().wait())
-    api.until(lambda: api.logs(run.id), lambda found: "a warning from the task" in found)
+    with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: "a_named_library"}):
+        run = run_on(cluster, lambda: library_calls.submit().wait())
+    logs = api.until(
+        lambda: task_logs(api, run.id),
+        lambda found: any("from the task" in messages for messages in found.values()),
+    )
+    (record,) = api.task_runs(run.id)
+    assert "from the library that is named" in logs[record["id"]]
+    assert "from the one that is not" not in logs[record["id"]]
 
 
 def test_a_temporary_setting_of_the_driver_is_in_force_on_the_worker(
@@ -287,4 +304,3 @@ def test_workers_do_not_start_servers_of_their_own(cluster: LocalCluster, api: A
     url, has_server = run_on(cluster, lambda: look.submit().result()).result()
     assert url == api.url
     assert has_server is False
-    assert logging.getLogger("prefect").level is not None

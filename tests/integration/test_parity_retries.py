@@ -10,7 +10,8 @@ from distributed import LocalCluster
 from prefect import task
 
 from tests.integration.conftest import Api
-from tests.integration.parity import await_note, names, note, noted_at, run_on
+from tests.integration.notes import await_note, names, note, noted_at
+from tests.integration.parity import run_on
 
 DELAY_S = 2.0
 

@@ -16,7 +16,8 @@ from prefect.futures import as_completed, wait
 from deepflow import DeepflowFuture, DeepflowTaskRunner, WorkerClass
 from deepflow.errors import ClusterUnreachableError, ConfigurationError
 from deepflow.runner.server import _free_port
-from tests.integration.parity import await_note, note, run_on
+from tests.integration.notes import await_note, note
+from tests.integration.parity import run_on
 
 
 @task

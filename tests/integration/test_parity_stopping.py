@@ -16,27 +16,22 @@ from prefect import task
 
 from deepflow import hints
 from tests.integration.conftest import Api
-from tests.integration.parity import await_note, names, note, noted_at, notes, run_on
+from tests.integration.notes import (
+    await_death,
+    await_note,
+    is_alive,
+    names,
+    note,
+    noted_at,
+    notes,
+    until,
+)
+from tests.integration.parity import run_on
 
 LONG_S = 60.0
 """How long a task would take that nobody stops: longer than any test waits."""
 SOON_S = 10.0
 """Within this, what is to stop has stopped."""
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-
-
-def await_death(pid: int) -> None:
-    end_s = time.monotonic() + SOON_S
-    while is_alive(pid):
-        assert time.monotonic() < end_s, f"process {pid} lives"
-        time.sleep(0.02)
 
 
 def test_a_sync_task_blocked_in_sleep_times_out_in_time_and_frees_its_slot(
@@ -345,10 +340,7 @@ def test_a_held_run_is_cancelled_before_it_is_ever_sent(
         future = flaky.submit()
         dependent = after.submit(1, wait_for=[future])
         await_note(path, "first attempt")
-        end_s = time.monotonic() + SOON_S
-        while future._item.is_waiting is False:
-            assert time.monotonic() < end_s
-            time.sleep(0.02)
+        until(lambda: future._item.is_waiting, SOON_S)
         dependent.cancel()
         future.cancel()
         dependent.wait(SOON_S)
@@ -390,13 +382,13 @@ CANCELLED_DRIVER = """
 import sys, time
 from prefect import flow, task
 from deepflow import DeepflowTaskRunner
-from tests.integration.parity import note
+from tests.integration.notes import note
 
 path = sys.argv[1]
 
 @task
 def endless(number):
-    from tests.integration.parity import note
+    from tests.integration.notes import note
     import time
     note(path, f"begins-{number}")
     end_s = time.monotonic() + 60
@@ -424,6 +416,10 @@ def test_a_driver_told_to_stop_leaves_no_run_running(
     script = tmp_path / "driver.py"
     script.write_text(CANCELLED_DRIVER)
     root = str(Path(__file__).resolve().parents[2])
+
+    def has_begun() -> bool:
+        return any(name.startswith("begins") for name in names(path))
+
     with subprocess.Popen(
         [sys.executable, str(script), str(path), cluster.scheduler_address],
         env={**os.environ, "PYTHONPATH": root},
@@ -433,11 +429,8 @@ def test_a_driver_told_to_stop_leaves_no_run_running(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as driver:
         try:
-            end_s = time.monotonic() + 60
-            while not any(name.startswith("begins") for name in names(path)):
-                assert driver.poll() is None, driver.communicate()[0].decode()
-                assert time.monotonic() < end_s, "no task began within 60 s"
-                time.sleep(0.05)
+            until(lambda: has_begun() or driver.poll() is not None, 60)
+            assert driver.poll() is None, driver.communicate()[0].decode()
             driver.send_signal(signum)
             output, _ = driver.communicate(timeout=60)
         finally:

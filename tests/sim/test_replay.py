@@ -77,6 +77,23 @@ def test_a_class_known_only_through_another_is_still_compared() -> None:
     assert [task.run_s for task in job.tasks] == pytest.approx([8, 8, 4, 4], rel=1e-2)
 
 
+def test_a_task_that_can_use_a_gpu_has_a_speed_with_and_one_without() -> None:
+    events: list[Event] = [joined("c-0", resources=(("GPU", 1.0),)), joined("d-0")]
+    for n, (worker, run_s, on_gpu) in enumerate(
+        [("c-0", 1.0, True), ("c-0", 10.0, False), ("d-0", 20.0, False)]
+    ):
+        events += [
+            Submitted(0.0, f"a-{n}", "a", "f", "r", soft_gpu=1.0),
+            Finished(run_s + 50 * n, f"a-{n}", worker, 50.0 * n, run_s + 50 * n, 0, on_gpu),
+        ]
+    classes = speeds(events)
+    assert classes["d"].speed_for("a", on_gpu=True) == pytest.approx(1.0)
+    assert classes["c"].speed_for("a") == pytest.approx(2.0)
+    assert classes["c"].speed_for("a", on_gpu=True) == pytest.approx(20.0)
+    (job,) = workload_of(events).jobs
+    assert [task.run_s for task in job.tasks] == pytest.approx([20.0, 20.0, 20.0])
+
+
 def test_names_of_tasks_are_no_patterns() -> None:
     events = [joined("c-0"), *ran("load[*]-1", "c-0", 0.0, 2.0)]
     assert speeds(events)["c"].speeds == (("load[[][*]]", 1.0),)
@@ -191,7 +208,8 @@ def test_a_simulated_run_read_back_and_played_again_takes_as_long(tmp_path: Path
         assert fast.speed_for(kind) / slow.speed_for(kind) == pytest.approx(ratio, rel=1e-3)
     again = simulate(workload, cluster, seed=3)
     assert not again.unfinished
-    assert again.makespan_s == pytest.approx(first.makespan_s, rel=0.03)
+    # Keys are longer in a replay, and stock Dask breaks ties by them: one task of 6 s may move.
+    assert again.makespan_s == pytest.approx(first.makespan_s, abs=2.0)
 
 
 def test_reading_back_twice_gives_the_same_cluster() -> None:

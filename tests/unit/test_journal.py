@@ -40,7 +40,7 @@ EVENTS: tuple[Event, ...] = (
     Placed(0.7, "a-1", "w-0", "eft", (Candidate("w-0", 0.0, 1.0, 2.0, 3.0),), "prefetch"),
     Started(1.0, "a-1", "w-0"),
     Transferred(1.5, "a-1", "w-0", "w-1", 1000, 0.25),
-    Finished(2.0, "a-1", "w-0", 1.0, 1.9, 1000),
+    Finished(2.0, "a-1", "w-0", 1.0, 1.9, 1000, on_gpu=True),
     Failed(3.0, "b-1", "w-0", "worker-lost"),
     WorkerLeft(3.0, "w-0", "killed"),
 )

@@ -88,6 +88,7 @@ def test_a_message_survives_packing_small_or_large(body: bytes, coalesced: int) 
     run_id = uuid.uuid4()
     message = Message(
         "tcp://w",
+        "driver",
         (OutcomeReport(run_id, "done", body, "COMPLETED", 0.5),),
         (EventRecord(run_id, None, "COMPLETED", "Completed", ("a",), body),),
         coalesced,
@@ -97,7 +98,7 @@ def test_a_message_survives_packing_small_or_large(body: bytes, coalesced: int) 
 
 def test_large_messages_are_compressed() -> None:
     report = OutcomeReport(uuid.uuid4(), "done", b"x" * 100_000, "COMPLETED", 0.0)
-    assert len(pack(Message("w", (report,), (), 0))) < 2_000
+    assert len(pack(Message("w", "driver", (report,), (), 0))) < 2_000
 
 
 def test_outcomes_find_a_run_or_say_that_it_is_not_there() -> None:

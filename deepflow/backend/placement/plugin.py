@@ -44,6 +44,7 @@ from deepflow.decide.place.fleet import Needs, Worker
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import Ready
 from deepflow.decide.place.registry import DEFAULT_POLICY, policy_named
+from deepflow.decide.place.task import Task
 from deepflow.decide.rank import FlowShape
 from deepflow.hints import GPU_RESOURCE
 
@@ -123,6 +124,8 @@ class Placement(SchedulerPlugin):
         self._chosen: dict[Any, Worker] = {}
         self._for_dask: dict[Any, None] = {}
         """Queued tasks that Dask is to place, since deciding on them failed."""
+        self._made: Task | None = None
+        """Made a moment ago, by the transition just before the one that queues it."""
         self._is_dirty = False
         self._is_passing = False
         self._measured_s = -1.0
@@ -243,7 +246,7 @@ class Placement(SchedulerPlugin):
         if not self.is_placing or state.actor:
             return self._stock("waiting", "processing", scheduler, key, stimulus_id)
         try:
-            task = self.mirror.ready_task(state, self._now())
+            task = self._made = self.mirror.ready_task(state, self._now())
             if not self._has_fit(task):
                 self._say_unplaceable(task)
                 return {key: "no-worker"}, {}, {}
@@ -313,7 +316,10 @@ class Placement(SchedulerPlugin):
             known = self.mirror.known.get(state.key)
             if known is not None and known.is_on_gpu:
                 known.is_on_gpu = False
-            self.ready.add(self.mirror.ready_task(state, self._now()))
+            task, self._made = self._made, None
+            if task is None or task.key != state.key:
+                task = self.mirror.ready_task(state, self._now())
+            self.ready.add(task)
         except Exception as exc:  # noqa: BLE001 - a guard rail
             self._for_dask[state.key] = None
             self._fault("enqueue", exc)
@@ -378,6 +384,7 @@ class Placement(SchedulerPlugin):
     def _refresh(self, now_s: float) -> None:
         self._sync_workers()
         if now_s - self._measured_s >= _MEASURE_EVERY_S:
+            self.mirror.sync_running(self.scheduler)
             self._measured_s = now_s
             self.mirror.read_measurements(self.scheduler)
 

@@ -13,4 +13,5 @@ in the simulator and in unit tests. Nothing here reads a clock or imports Dask.
     ready.py        ready tasks, by job and in order
     binder.py       one pass: which ready tasks go to which workers now
     fragmentation.py  GPUs left in pieces that nobody can use
+    fgd.py          the policy that leaves the fewest
 """

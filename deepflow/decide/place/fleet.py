@@ -18,6 +18,8 @@ __all__ = ["Assignment", "Fleet", "Group", "Needs", "Worker"]
 Needs = tuple[tuple[str, float], ...]
 _OVERDUE_SHARE: Final = 0.3
 _SLACK: Final = 1e-9
+_STALE: Final = 4
+"""Entries for each worker before those that no longer hold are swept out."""
 
 
 class Assignment:
@@ -37,6 +39,8 @@ class Worker:
 
     __slots__ = (
         "assigned",
+        "first_end_s",
+        "free_end_s",
         "group",
         "host",
         "id",
@@ -92,6 +96,10 @@ class Worker:
         self.assigned: dict[object, Assignment] = {}
         self.n_busy = 0
         """Assignments that take a thread: all but those that have seceded."""
+        self.first_end_s = 0.0
+        """When the first of its assignments should end, as long as no thread is idle."""
+        self.free_end_s = 0.0
+        """When a thread should be idle then, if none is late."""
         self.reserved_s = 0.0
         """Seconds that held tasks have set aside during the pass under way."""
         self.version = 0
@@ -125,8 +133,14 @@ class Worker:
         """Expected seconds until a thread, and these resources, are free; 0 if they are now."""
         wait_s = 0.0
         n_over = self.n_busy - self.threads
-        if n_over >= 0:
-            ends = [_end_s(a, now_s) for a in self.assigned.values() if not a.is_seceded]
+        if n_over >= 0 and self.first_end_s > now_s:
+            wait_s = self.free_end_s - now_s
+        elif n_over >= 0:
+            ends = []
+            for assignment in self.assigned.values():
+                if not assignment.is_seceded:
+                    end_s = assignment.end_s
+                    ends.append(end_s if end_s > now_s else _end_s(assignment, now_s))
             if n_over < len(ends):
                 if len(ends) > 1:
                     ends.sort()
@@ -184,15 +198,23 @@ class Group:
     def note(self, worker: Worker) -> None:
         """A member's load has changed."""
         worker.version += 1
-        if worker.is_free:
+        n_over = worker.n_busy - worker.threads
+        if not worker.is_running:
+            self.free.pop(worker.id, None)
+        elif n_over < 0:
             self.free.setdefault(worker.id, worker)
         else:
             self.free.pop(worker.id, None)
-            n_over = worker.n_busy - worker.threads
-            if worker.is_running and n_over >= 0:
-                ends = [a.end_s for a in worker.assigned.values() if not a.is_seceded]
+            ends = [a.end_s for a in worker.assigned.values() if not a.is_seceded]
+            if len(ends) > 1:
                 ends.sort()
-                heapq.heappush(self._by_end, (ends[n_over], worker.number, worker.version, worker))
+            worker.first_end_s = ends[0]
+            worker.free_end_s = ends[n_over]
+            heap = self._by_end
+            heapq.heappush(heap, (ends[n_over], worker.number, worker.version, worker))
+            if len(heap) > _STALE * len(self.members) + 64:
+                heap[:] = [entry for entry in heap if entry[2] == entry[3].version]
+                heapq.heapify(heap)
 
     def next_free(self) -> Worker | None:
         """The busy member that expects to have an idle thread first; None if all are idle."""
@@ -211,10 +233,19 @@ class Fleet:
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
         self.groups: dict[tuple[object, ...], Group] = {}
-        self.n_free = 0
-        """Workers with an idle thread."""
+        self.free_ids: set[str] = set()
+        """Of the workers with an idle thread."""
+        self.free_groups = 0
+        """Bit *n*: a worker of group *n* has an idle thread."""
+        self.n_releases = 0
+        """How often resources were given back."""
+        self.n_changes = 0
+        """How often workers came or went."""
+        self.n_running = 0
+        """Workers that take tasks."""
         self.n_threads = 0
         self._numbers = 0
+        self._group_numbers = 0
         self._fits: dict[tuple[Needs, frozenset[str] | None], list[tuple[Group, list[Worker]]]] = {}
         self._reserved: list[Worker] = []
 
@@ -223,6 +254,11 @@ class Fleet:
 
     def __len__(self) -> int:
         return len(self.workers)
+
+    @property
+    def n_free(self) -> int:
+        """Workers with an idle thread."""
+        return len(self.free_ids)
 
     # -- what the backend tells -----------------------------------------------------------------
 
@@ -238,7 +274,9 @@ class Fleet:
         key = (worker.worker_class, worker.threads, worker.memory_limit_bytes, capacity)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(len(self.groups), worker.worker_class, worker.has_gpu)
+            group = Group(self._group_numbers, worker.worker_class, worker.has_gpu)
+            self._group_numbers += 1
+            self.groups[key] = group
         self._numbers += 1
         worker.number = self._numbers
         worker.group = group
@@ -246,6 +284,8 @@ class Fleet:
         group.members[worker.id] = worker
         group.n_threads += worker.threads
         self.n_threads += worker.threads
+        self.n_changes += 1
+        self.n_running += worker.is_running
         self._fits.clear()
         self._note(worker)
 
@@ -254,6 +294,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is None or worker.group is None:
             return
+        self.n_running -= worker.is_running
         worker.is_running = False
         self._note(worker)
         group = worker.group
@@ -262,6 +303,7 @@ class Fleet:
         self.n_threads -= worker.threads
         if not group.members:
             self.groups = {k: g for k, g in self.groups.items() if g is not group}
+        self.n_changes += 1
         self._fits.clear()
 
     def set_running(self, worker_id: str, is_running: bool) -> None:
@@ -269,13 +311,15 @@ class Fleet:
         worker = self.workers.get(worker_id)
         if worker is not None and worker.is_running != is_running:
             worker.is_running = is_running
+            self.n_running += 1 if is_running else -1
             self._note(worker)
 
     def assign(
         self, worker: Worker, key: object, start_s: float, end_s: float, needs: Needs = ()
     ) -> None:
         """A worker was given a task."""
-        self.unassign(worker.id, key)
+        if key in worker.assigned:
+            self.unassign(worker.id, key)
         worker.assigned[key] = Assignment(start_s, end_s, needs)
         worker.n_busy += 1
         for name, amount in needs:
@@ -292,11 +336,13 @@ class Fleet:
             return
         if not assignment.is_seceded:
             worker.n_busy -= 1
-        for name, amount in assignment.needs:
-            worker.used[name] = worker.used[name] - amount
-        if not worker.assigned:
-            # Exactly: sums of parts that are no powers of two leave a rest.
-            worker.used = dict.fromkeys(worker.used, 0.0)
+        if assignment.needs:
+            self.n_releases += 1
+            for name, amount in assignment.needs:
+                worker.used[name] = worker.used[name] - amount
+            if not worker.assigned:
+                # Exactly: sums of parts that are no powers of two leave a rest.
+                worker.used = dict.fromkeys(worker.used, 0.0)
         self._note(worker)
 
     def secede(self, worker_id: str, key: object) -> None:
@@ -311,9 +357,14 @@ class Fleet:
     def _note(self, worker: Worker) -> None:
         group = worker.group
         assert group is not None, "a worker joins before anything else happens to it"
-        was_free = worker.id in group.free
         group.note(worker)
-        self.n_free += (worker.id in group.free) - was_free
+        if worker.id in group.free:
+            self.free_ids.add(worker.id)
+            self.free_groups |= 1 << group.number
+        else:
+            self.free_ids.discard(worker.id)
+            if not group.free:
+                self.free_groups &= ~(1 << group.number)
 
     # -- what policies ask ----------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ _LATENCY_S: Final[dict[Relation, float]] = {
     "edge": 2e-2,
 }
 _NEW_SHARE: Final = 0.2
+_NEWS: Final = 0.05
+"""Cached lines are kept until a bandwidth has changed by this share."""
+_MOST_KNOWN: Final = 100_000
 _EDGE: Final = "edge"
 
 
@@ -54,7 +57,10 @@ class Links:
     def __init__(self) -> None:
         self._by_pair: dict[tuple[str, str, Relation], float] = {}
         self._by_relation: dict[Relation, float] = {}
-        self._seconds: dict[tuple[str, str], tuple[float, float]] = {}
+        self._served: dict[tuple[str, str, Relation] | Relation, float] = {}
+        """Measured bandwidths that lines were worked out from."""
+        self._to: dict[str, dict[str, tuple[float, float]]] = {}
+        self._n_known = 0
 
     def measured(self, source: Worker, target: Worker, bytes_per_s: float) -> None:
         """Take in one measurement of the bandwidth from `source` to `target`."""
@@ -66,7 +72,16 @@ class Links:
         self._by_pair[pair] = old + _NEW_SHARE * (bytes_per_s - old)
         base = self._by_relation.get(kind, bytes_per_s)
         self._by_relation[kind] = base + _NEW_SHARE * (bytes_per_s - base)
-        self._seconds.clear()
+        if self._differs(pair, self._by_pair[pair]) or self._differs(kind, self._by_relation[kind]):
+            self._to.clear()
+            self._n_known = 0
+
+    def _differs(self, key: tuple[str, str, Relation] | Relation, bytes_per_s: float) -> bool:
+        served = self._served.get(key)
+        if served is not None and abs(bytes_per_s - served) <= _NEWS * served:
+            return False
+        self._served[key] = bytes_per_s
+        return True
 
     def bytes_per_s(self, source: Worker, target: Worker) -> float:
         """The bandwidth to expect from `source` to `target`."""
@@ -78,13 +93,26 @@ class Links:
 
     def seconds(self, source: Worker, target: Worker, n_bytes: float) -> float:
         """Seconds until `n_bytes` of `source` are at `target`."""
-        key = (source.id, target.id)
-        known = self._seconds.get(key)
+        latency_s, seconds_per_byte = self.line(source, target)
+        return latency_s + n_bytes * seconds_per_byte
+
+    def lines_to(self, target: Worker) -> dict[str, tuple[float, float]]:
+        """Those that `line` has in its cache, by the id of the source."""
+        by_source = self._to.get(target.id)
+        if by_source is None:
+            by_source = self._to[target.id] = {}
+        return by_source
+
+    def line(self, source: Worker, target: Worker) -> tuple[float, float]:
+        """Seconds that the way takes in any case, and seconds for each byte; from a cache."""
+        by_source = self.lines_to(target)
+        known = by_source.get(source.id)
         if known is None:
-            if len(self._seconds) > 100_000:
-                self._seconds.clear()
-            known = self._seconds[key] = (
-                _LATENCY_S[relation(source, target)],
-                1.0 / self.bytes_per_s(source, target),
-            )
-        return known[0] + n_bytes * known[1]
+            known = (_LATENCY_S[relation(source, target)], 1.0 / self.bytes_per_s(source, target))
+            if self._n_known >= _MOST_KNOWN:
+                self._to.clear()
+                self._n_known = 0
+            else:
+                by_source[source.id] = known
+                self._n_known += 1
+        return known

@@ -30,7 +30,7 @@ __all__ = ["Candidates", "Policy"]
 class Candidates:
     """The workers a task could go to: parallel lists, times in seconds from now."""
 
-    __slots__ = ("missing_share", "on_gpu", "queue_s", "run_s", "transfer_s", "workers")
+    __slots__ = ("missing_share", "n_heads", "on_gpu", "queue_s", "run_s", "transfer_s", "workers")
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
@@ -43,6 +43,8 @@ class Candidates:
         self.run_s: list[float] = []
         self.on_gpu: list[bool] = []
         """Whether a task that can use a GPU would be given one there."""
+        self.n_heads = 0
+        """So many of them stand for a group of like workers; the others hold data."""
 
     def __len__(self) -> int:
         return len(self.workers)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from operator import attrgetter
+from operator import attrgetter, itemgetter
+from typing import Final
 
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.task import Job, Task
 
 __all__ = ["JobQueue", "Ready"]
+
+_ORDER_HOLDS_S: Final = 0.1
 
 _sort_key = attrgetter("sort_key")
 
@@ -18,10 +21,12 @@ class JobQueue:
     """The ready tasks of one job. Those of one *shape* can go to the same workers: if one of them
     finds no worker free, none does."""
 
-    __slots__ = ("job", "shapes")
+    __slots__ = ("job", "ordered_priority", "shapes")
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.ordered_priority = 0
+        """Its highest priority when the jobs were put in order."""
         self.shapes: dict[tuple[object, ...], list[Task]] = {}
 
     @property
@@ -38,6 +43,8 @@ class Ready:
         self._queues: dict[str, JobQueue] = {}
         self._tasks: dict[object, Task] = {}
         self._numbers = 0
+        self._order: list[JobQueue] | None = None
+        self._ordered_s = 0.0
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -59,6 +66,9 @@ class Ready:
         queue = self._queues.get(task.job.run)
         if queue is None:
             queue = self._queues[task.job.run] = JobQueue(task.job)
+            self._order = None
+        elif task.priority > queue.ordered_priority:
+            self._order = None
         self._numbers += 1
         task.sort_key = (-task.priority, *order, self._numbers)
         insort(queue.shapes.setdefault(task.shape, []), task, key=_sort_key)
@@ -80,6 +90,9 @@ class Ready:
             del queue.shapes[task.shape]
             if not queue.shapes:
                 del self._queues[task.job.run]
+                self._order = None
+            elif task.priority:
+                self._order = None
         return task
 
     def raise_rank(self, key: object, rank_s: float) -> None:
@@ -91,16 +104,21 @@ class Ready:
             self.add(task)
 
     def queues(self, now_s: float) -> list[JobQueue]:
-        """The jobs in order: the highest priority among their ready tasks, then the policy's."""
-        if len(self._queues) <= 1:
-            return list(self._queues.values())
+        """The jobs in order: the highest priority among their ready tasks, then the policy's.
+
+        The policy is asked anew when a job comes or goes, and every `_ORDER_HOLDS_S`.
+        """
+        if self._order is not None and now_s - self._ordered_s < _ORDER_HOLDS_S:
+            return self._order
         order = self._policy.job_order
-        return sorted(
-            self._queues.values(),
-            key=lambda queue: (
-                -queue.first_priority,
-                order(queue.job, now_s),
-                queue.job.arrived_s,
-                queue.job.run,
-            ),
-        )
+        keyed = []
+        for queue in self._queues.values():
+            queue.ordered_priority = queue.first_priority
+            job = queue.job
+            keyed.append(
+                (-queue.ordered_priority, order(job, now_s), job.arrived_s, job.run, queue)
+            )
+        keyed.sort(key=itemgetter(0, 1, 2, 3))
+        self._order = [entry[-1] for entry in keyed]
+        self._ordered_s = now_s
+        return self._order

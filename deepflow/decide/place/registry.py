@@ -29,10 +29,25 @@ DEFAULT_POLICY: Final = "srw-heft"
 """Chosen by `python -m tests.benchmarks.placement`."""
 _GROUP: Final = "deepflow.policies"
 
+
+def _fgd() -> Policy:
+    from deepflow.decide.place.fgd import FragmentationGradientDescent  # numpy, where it is wanted
+
+    return FragmentationGradientDescent()
+
+
 _BUILT_IN: Final[dict[str, Callable[[], Policy]]] = {
     policy.name: policy
-    for policy in (Policy, RoundRobin, Random, BestFit, EarliestFinish, RollingHeft, JobOrder)
-}
+    for policy in (
+        Policy,
+        RoundRobin,
+        Random,
+        BestFit,
+        EarliestFinish,
+        RollingHeft,
+        JobOrder,
+    )
+} | {"fgd": _fgd}
 
 
 def policy_names() -> tuple[str, ...]:

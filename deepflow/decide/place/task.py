@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from deepflow.decide.place.binder import Hold, Sources
 
 __all__ = ["Job", "RunSeconds", "Task"]
 
 RunSeconds = Callable[[str], float]
 """Expected run time in seconds by the name of a worker class (`<class>+gpu`: with a GPU)."""
+
+_GOOD_SHARE: Final = 0.25
 
 
 class Task:
@@ -15,13 +21,16 @@ class Task:
 
     __slots__ = (
         "away_s",
+        "close",
         "dask_order",
         "flow",
+        "held",
         "held_because",
         "input_bytes",
         "inputs",
         "job",
         "key",
+        "local_bytes",
         "memory_bytes",
         "n_runs",
         "name",
@@ -35,6 +44,7 @@ class Task:
         "shape",
         "soft_gpu",
         "sort_key",
+        "sources",
     )
 
     def __init__(
@@ -86,8 +96,28 @@ class Task:
         """Seconds that those inputs take to come to a worker that is not near them."""
         self.shape = (needs, only, soft_gpu, memory_bytes)
         """What decides which workers can take it."""
+        self.local_bytes: dict[str, int] = {}
+        """Bytes of its inputs on each worker that holds some."""
+        self.close = near
+        """Ids of the workers that are near its inputs, or hold a good part of them."""
+        if inputs:
+            self._locate(inputs)
+        self.sources: Sources | None = None
+        """Its inputs by holder; the binder's, and renewed when workers come or go."""
+        self.held: Hold | None = None
+        """Why it waits for a better worker, as of the last look."""
         self.held_because = ""
         self.sort_key: tuple[object, ...] = ()
+
+    def _locate(self, inputs: Sequence[tuple[int, Sequence[str]]]) -> None:
+        local = self.local_bytes
+        total = 0
+        for n_bytes, holders in inputs:
+            total += n_bytes
+            for holder in holders:
+                local[holder] = local.get(holder, 0) + n_bytes
+        good_part = _GOOD_SHARE * total
+        self.close = self.near.union([holder for holder, n in local.items() if n >= good_part])
 
 
 class Job:

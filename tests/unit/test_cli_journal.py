@@ -1,0 +1,172 @@
+"""`deepflow explain`, `replay` and `simulate` answer, as tables and JSON, or say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from deepflow.cli import main
+from deepflow.observe.journal import JournalWriter
+from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
+from deepflow.sim.engine import simulate
+from deepflow.sim.workload import SimJob, SimTask, Workload
+
+TASKS = (
+    *(SimTask(f"load-{i}", "load", 2.0, 1_000_000) for i in range(8)),
+    SimTask("fit", "fit", 4.0, 10, tuple(f"load-{i}" for i in range(8))),
+)
+WORKLOAD = Workload("small", (SimJob("run-7", "train", TASKS),))
+CLUSTER = ClusterSpec(
+    "two", (SimWorkerClass("slow", 2), SimWorkerClass("fast", 1, speed=4.0)), noise=0.0
+)
+CLUSTER_FILE = """
+name = "two"
+[[classes]]
+name = "slow"
+count = 2
+[[classes]]
+name = "fast"
+count = 1
+speed = 4.0
+"""
+
+
+def deepflow(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(one) for one in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("journals") / "run.journal.zst"
+    with JournalWriter(path, clock="virtual") as writer:
+        writer.write_all(simulate(WORKLOAD, CLUSTER, seed=0).events)
+    return path
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    """The same as a WfCommons file."""
+    path = tmp_path / "small.json"
+    ids = [task.key for task in TASKS]
+    children = {key: ["fit"] if key != "fit" else [] for key in ids}
+    specification = [
+        {
+            "name": task.task,
+            "id": task.key,
+            "parents": list(task.depends_on),
+            "children": children[task.key],
+            "inputFiles": [],
+            "outputFiles": [],
+        }
+        for task in TASKS
+    ]
+    execution = [{"id": task.key, "runtimeInSeconds": task.run_s} for task in TASKS]
+    path.write_text(
+        json.dumps(
+            {
+                "name": "small",
+                "schemaVersion": "1.5",
+                "workflow": {
+                    "specification": {"tasks": specification, "files": []},
+                    "execution": {"makespanInSeconds": 1, "tasks": execution},
+                },
+            }
+        )
+    )
+    return path
+
+
+def test_explain_tells_a_run(journal: Path, tmp_path: Path) -> None:
+    done = deepflow("explain", "train", "--journal", journal, "--plot", tmp_path / "run.png")
+    assert done.exit_code == 0, done.output
+    assert "run-7 of flow train: 9 of 9 tasks finished" in done.output
+    assert "Longest waits" in done.output
+    assert (tmp_path / "run.png").stat().st_size > 1000
+
+
+def test_explain_takes_the_newest_journal_of_a_directory(journal: Path) -> None:
+    document = json.loads(deepflow("explain", "run", "--journal", journal.parent, "--json").output)
+    assert [(row["task"], row["n"]) for row in document["tasks"]] == [("load", 8), ("fit", 1)]
+    assert document["runs"][0]["run"] == "run-7"
+
+
+def test_explain_tells_one_task_and_lists_several(journal: Path) -> None:
+    one = deepflow("explain", "run-7", "fit", "--journal", journal)
+    assert one.exit_code == 0, one.output
+    assert "task fit of run run-7, flow train" in one.output
+    assert "Ran on " in one.output
+    several = deepflow("explain", "run-7", "load", "--journal", journal)
+    assert "8 tasks" in several.output
+    (story,) = json.loads(
+        deepflow("explain", "run-7", "fit", "--journal", journal, "--json").output
+    )
+    assert story["task"] == "fit"
+    assert story["wait_s"] == pytest.approx(story["started_s"] - story["ready_s"])
+
+
+def test_explain_says_what_it_does_not_find(journal: Path, tmp_path: Path) -> None:
+    for arguments, said in (
+        (("explain", "trian", "--journal", journal), "did you mean 'train'"),
+        (("explain", "train", "nothing", "--journal", journal), "its tasks are: load, fit"),
+        (("explain", "train", "--journal", tmp_path), "no journal in"),
+        (("explain", "train", "--journal", tmp_path / "x.journal"), "cannot be read"),
+    ):
+        done = deepflow(*arguments)
+        assert done.exit_code == 1
+        assert said in done.output
+        assert "Traceback" not in done.output
+
+
+def test_replay_tells_what_was_beside_what_would_have_been(journal: Path, tmp_path: Path) -> None:
+    arguments = ("replay", journal, "--policy", "stock,eft", "--seeds", "2")
+    done = deepflow(*arguments, "--plot", tmp_path / "both.png")
+    assert done.exit_code == 0, done.output
+    for row in ("as it was", "stock", "eft"):
+        assert row in done.output
+    assert (tmp_path / "both.png").stat().st_size > 1000
+    document = json.loads(deepflow(*arguments, "--json").output)
+    assert document["happened"]["makespan_s"] > 0
+    assert {(run["policy"], run["seed"]) for run in document["runs"]} == {
+        (policy, seed) for policy in ("stock", "eft") for seed in (0, 1)
+    }
+
+
+def test_simulate_compares_policies(workflow: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(CLUSTER_FILE)
+    arguments = ("simulate", "--workflow", workflow, "--cluster", tmp_path / "two.toml")
+    arguments += ("--policy", "stock,eft", "--seeds", "2")
+    done = deepflow(*arguments, "--output", tmp_path / "out.json", "--plot", tmp_path / "run.svg")
+    assert done.exit_code == 0, done.output
+    assert "makespan ÷ bound" in done.output
+    assert "Against stock" in done.output
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["summary"]["n_seeds"] == 2
+    assert "<svg" in (tmp_path / "run.svg").read_text()
+    again = json.loads(deepflow(*arguments, "--json").output)
+    makespans = [run["metrics"]["makespan_s"] for run in again["runs"]]
+    assert makespans == [run["metrics"]["makespan_s"] for run in written["runs"]]
+    assert all(run["metrics"]["makespan_over_bound"] >= 1 for run in again["runs"])
+
+
+@pytest.mark.parametrize(
+    ("policies", "said"),
+    [("", "names no policy"), ("eft,eft", "'eft' twice"), ("stock,eff", "eft")],
+)
+def test_policies_that_cannot_be_are_refused(workflow: Path, policies: str, said: str) -> None:
+    done = deepflow(
+        *("simulate", "--workflow", workflow, "--cluster", "three-speeds", "--policy", policies)
+    )
+    assert done.exit_code == 1
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_missing_cluster_is_told_with_the_nearest(workflow: Path) -> None:
+    done = deepflow(
+        *("simulate", "--workflow", workflow, "--cluster", "three-speed", "--policy", "stock")
+    )
+    assert done.exit_code == 1
+    assert "did you mean 'three-speeds'" in done.output

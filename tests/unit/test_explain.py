@@ -1,0 +1,255 @@
+"""Explanations of small runs whose story is known, and the Markdown that is made of them."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from random import Random
+from xml.etree import ElementTree
+
+import pytest
+
+from deepflow.decide.events import (
+    Candidate,
+    Event,
+    Failed,
+    Finished,
+    Held,
+    Placed,
+    Submitted,
+    Transferred,
+    WorkerJoined,
+)
+from deepflow.decide.trail import Trail
+from deepflow.errors import JournalError
+from deepflow.observe.artifact import compact_svg, flow_report_markdown
+from deepflow.observe.explain import (
+    Reason,
+    find_runs,
+    find_tasks,
+    in_seconds,
+    longest_waits,
+    reasons_it_waited,
+    story_of,
+    task_summaries,
+)
+
+CHOSEN = Candidate("fast-0", 3.0, 1.0, 2.0, 6.0)
+
+
+def events() -> list[Event]:
+    """b-1 is ready at 10: held for 4 s, then 1 s of transfer and 3 s behind a-2 on fast-0."""
+    return [
+        WorkerJoined(0.0, "fast-0", "fast", 1),
+        WorkerJoined(0.0, "slow-0", "slow", 1),
+        Submitted(0.0, "a-1", "a", "train", "run-one"),
+        Submitted(0.0, "a-2", "a", "train", "run-one"),
+        Submitted(0.0, "b-1", "b", "train", "run-one", ("a-1",)),
+        Placed(0.0, "a-1", "slow-0", "eft"),
+        Finished(10.0, "a-1", "slow-0", 0.0, 10.0, 500),
+        Placed(0.0, "a-2", "fast-0", "eft"),
+        Held(11.0, "b-1", "fast-0 is soon free"),
+        Placed(14.0, "b-1", "fast-0", "eft", (CHOSEN, Candidate("slow-0", 0, 0, 9, 9.0)), "data"),
+        Transferred(15.0, "a-1", "slow-0", "fast-0", 500, 1.0),
+        Finished(18.0, "a-2", "fast-0", 0.0, 18.0, 10),
+        Finished(20.0, "b-1", "fast-0", 18.0, 20.0, 10),
+    ]
+
+
+def test_the_parts_of_a_wait_add_up_and_say_why() -> None:
+    trail = Trail.of(events())
+    reasons = reasons_it_waited(trail, trail.tasks["b-1"])
+    assert sorted(reasons, key=lambda r: r.text) == [
+        Reason(3.0, "held back: fast-0 is soon free"),
+        Reason(3.0, "in the queue of fast-0, behind 1 task"),
+        Reason(1.0, "its inputs were on the way"),
+        Reason(1.0, "not yet given to a worker"),
+    ]
+    assert sum(reason.seconds for reason in reasons) == trail.tasks["b-1"].wait_s == 8.0
+
+
+def test_a_task_that_did_not_wait_has_no_reason() -> None:
+    trail = Trail.of(events())
+    assert reasons_it_waited(trail, trail.tasks["a-1"]) == ()
+
+
+def test_a_task_that_never_became_ready_says_what_it_lacked() -> None:
+    trail = Trail.of(
+        [Submitted(0.0, "a-1", "a", "f", "r"), Submitted(0, "b", "b", "f", "r", ("a-1",))]
+    )
+    (reason,) = reasons_it_waited(trail, trail.tasks["b"])
+    assert reason.text == "it never became ready: a-1 did not finish"
+
+
+def test_what_still_waits_has_waited_to_the_end_of_the_log() -> None:
+    trail = Trail.of([*events(), Submitted(1.0, "c-1", "c", "train", "run-one")])
+    assert reasons_it_waited(trail, trail.tasks["c-1"]) == (
+        Reason(19.0, "not yet given to a worker"),
+    )
+
+
+def test_summaries_by_name_of_the_task() -> None:
+    a, b = task_summaries(Trail.of(events()))
+    assert (a.task, a.n, a.n_finished, a.n_attempts) == ("a", 2, 2, 2)
+    assert (a.median_run_s, a.median_wait_s, a.total_run_s) == (14.0, 0.0, 28.0)
+    assert a.ran_on == (("slow", 1), ("fast", 1))
+    assert (b.median_wait_s, b.longest_wait_s, b.moved_bytes) == (8.0, 8.0, 500)
+
+
+def test_the_longest_waits_come_first() -> None:
+    (wait,) = longest_waits(Trail.of(events()), 10)
+    assert (wait.key, wait.worker, wait.wait_s) == ("b-1", "fast-0", 8.0)
+
+
+def test_the_story_of_a_task() -> None:
+    shifted = [*events(), Failed(21.0, "b-1", "slow-0", "worker-lost")]
+    story = story_of(Trail.of(shifted), "b-1")
+    assert (story.ready_s, story.placed_s, story.started_s, story.finished_s) == (10, 14, 18, 20)
+    assert (story.worker, story.worker_class, story.policy, story.reason) == (
+        "fast-0",
+        "fast",
+        "eft",
+        "data",
+    )
+    assert story.candidates[0] == CHOSEN
+    assert (story.transfer_s, story.transfer_bytes) == (1.0, 500)
+    assert story.failures == (("slow-0", "worker-lost"),)
+
+
+def test_runs_and_tasks_are_found_by_what_people_call_them() -> None:
+    other = [Submitted(0.0, "c-1", "c", "predict", "run-two")]
+    trail = Trail.of([*events(), *other])
+    assert find_runs(trail, "run-one") == ("run-one",)
+    assert find_runs(trail, "run-t") == ("run-two",)
+    assert find_runs(trail, "train") == ("run-one",)
+    with pytest.raises(JournalError, match=r"begins the names of 2 runs .*say more"):
+        find_runs(trail, "run-")
+    with pytest.raises(JournalError, match="did you mean 'predict'"):
+        find_runs(trail, "predcit")
+    assert [task.key for task in find_tasks(trail, "a")] == ["a-1", "a-2"]
+    assert [task.key for task in find_tasks(trail, "a-2")] == ["a-2"]
+    assert [task.key for task in find_tasks(trail, "-1")] == ["a-1", "b-1", "c-1"]
+    with pytest.raises(JournalError, match="its tasks are: a, b, c"):
+        find_tasks(trail, "z")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (None, "-"),
+        (0.0, "0 s"),
+        (5e-6, "5 µs"),
+        (0.00099999, "1 ms"),
+        (0.0123, "12.3 ms"),
+        (0.9999, "1 s"),
+        (61.0, "61 s"),
+        (600.0, "10 min"),
+        (36_000.0, "10 h"),
+    ],
+)
+def test_times_as_people_read_them(seconds: float | None, told: str) -> None:
+    assert in_seconds(seconds) == told
+
+
+def picture_in(markdown: str) -> str:
+    (encoded,) = re.findall(r"!\[[^]]*\]\(data:image/svg\+xml;base64,([^)]*)\)", markdown)
+    return b64decode(encoded).decode()
+
+
+def test_the_report_has_a_sentence_a_picture_and_two_tables() -> None:
+    markdown = flow_report_markdown(Trail.of(events()))
+    assert "3 tasks in 20 s on 2 workers, busy 75% of the time; 500 B moved" in markdown
+    assert "| a | 2 | 14 s | 0 s | 0 s | 0 B | slow 1, fast 1 |" in markdown
+    assert "| 8 s | 3 s held back: fast-0 is soon free; 3 s in the queue" in markdown
+    assert "failed tries" not in markdown
+    ElementTree.fromstring(picture_in(markdown))
+
+
+def test_the_report_says_what_is_missing() -> None:
+    markdown = flow_report_markdown(
+        Trail.of([*events(), Submitted(0.0, "c-1", "c", "train", "run-one")])
+    )
+    assert "**1 without a result**" in markdown
+
+
+def test_failed_tries_have_a_column_where_there_are_some() -> None:
+    failed = [*events(), Failed(21.0, "b-1", "slow-0", "worker-lost")]
+    markdown = flow_report_markdown(Trail.of(failed))
+    assert "| b | 1 | 2 s | 8 s | 8 s | 500 B | fast 1 | 1 |" in markdown
+
+
+def test_nothing_to_report() -> None:
+    assert flow_report_markdown(Trail.of([])) == "No task was submitted to Dask."
+    ElementTree.fromstring(compact_svg(Trail.of([])))
+
+
+def test_names_are_text_and_never_markup() -> None:
+    evil = "<script>alert('x')</script>|`*_[a](b)&amp;"
+    trail = Trail.of(
+        [
+            WorkerJoined(0.0, evil, evil, 1),
+            Submitted(0.0, evil, evil, "f", "r"),
+            Finished(9.0, evil, evil, 5.0, 9.0, 0),
+        ]
+    )
+    markdown = flow_report_markdown(trail)
+    text = re.sub(r"\(data:[^)]*\)", "", markdown)
+    assert "<" not in text
+    rows = [line.count("|") for line in text.splitlines() if "script" in line]
+    assert rows == [8, 4]
+    ElementTree.fromstring(picture_in(markdown))
+
+
+def many(n_tasks: int, n_workers: int, n_names: int) -> list[Event]:
+    chance = Random(0)
+    log: list[Event] = [WorkerJoined(0.0, f"w-{i}", f"c{i % 3}", 2) for i in range(n_workers)]
+    free_s = [0.0] * (2 * n_workers)
+    for k in range(n_tasks):
+        key, name = f"task-{k % n_names}-{k}", f"task-{k % n_names}"
+        slot = min(range(len(free_s)), key=free_s.__getitem__)
+        stopped_s = free_s[slot] + chance.lognormvariate(0, 0.7)
+        log += [
+            Submitted(0.0, key, name, "f", "r"),
+            Finished(stopped_s, key, f"w-{slot // 2}", free_s[slot], stopped_s, 1),
+        ]
+        free_s[slot] = stopped_s
+    return log
+
+
+def test_the_report_stays_small_with_the_longest_names() -> None:
+    log: list[Event] = []
+    for i in range(40):
+        long = f"{i:02d}" + "n" * 200
+        log.append(WorkerJoined(0.0, long, long, 4))
+        for k in range(60):
+            key = f"{k:02d}{long}"
+            log.append(Submitted(0.0, key, f"{k:02d}" + "t" * 200, "f", "r"))
+            at_s = 10.0 * k + i % 7
+            log.append(Finished(at_s + 5, key, long, at_s, at_s + 5 + k % 3, 0))
+    assert len(flow_report_markdown(Trail.of(log)).encode()) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "n_workers", "n_names"), [(3000, 16, 12), (3000, 40, 400), (3000, 300, 12)]
+)
+def test_the_report_stays_small(n_tasks: int, n_workers: int, n_names: int) -> None:
+    markdown = flow_report_markdown(Trail.of(many(n_tasks, n_workers, n_names)))
+    assert len(markdown.encode()) < 50_000
+    ElementTree.fromstring(picture_in(markdown))
+
+
+def test_the_picture_shows_a_worker_as_busy_as_it_was() -> None:
+    """One worker of two is busy half of the time: its boxes cover half of its row."""
+    trail = Trail.of(
+        [
+            WorkerJoined(0.0, "w-0", "c", 1),
+            WorkerJoined(0.0, "w-1", "c", 1),
+            Submitted(0.0, "a-1", "a", "f", "r"),
+            Submitted(0.0, "b-1", "b", "f", "r"),
+            Finished(100.0, "a-1", "w-0", 0.0, 100.0, 0),
+            Finished(100.0, "b-1", "w-1", 50.0, 100.0, 0),
+        ]
+    )
+    svg = compact_svg(trail)
+    boxes = re.findall(r"M([\d.]+) (\d+)h([\d.]+)v12h-", svg)
+    assert [(float(x), float(wide)) for x, _, wide in boxes] == [(110.0, 720.0), (470.0, 360.0)]
