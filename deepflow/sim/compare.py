@@ -100,7 +100,7 @@ def play(
             call_later=clock.call_later,
             is_checking=is_checking,
         )
-        placement.start(scheduler)  # type: ignore[arg-type]
+        placement.bind(scheduler)  # type: ignore[arg-type]
         scheduler.plugins[placement.name] = placement  # type: ignore[attr-defined]
         placements.append(placement)
         return lambda: _own_events(placement)

@@ -244,7 +244,7 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
         placement = Placement(policy, clock=clock, call_later=clock.call_later)
         hooks = ("update_graph", "transition", "_waiting_processing", "_waiting_queued")
         ours.wrap(placement, *hooks, "_refresh", "_decide", "_set_timer", "add_worker")
-        placement.start(scheduler)
+        placement.bind(scheduler)
         scheduler.plugins[placement.name] = placement
         placements.append(placement)
         whole.wrap(

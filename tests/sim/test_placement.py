@@ -70,7 +70,7 @@ def run(
             is_checking=True,
             **options,
         )
-        placement.start(scheduler)
+        placement.bind(scheduler)
         scheduler.plugins[placement.name] = placement
         break_it(placement)
         placements.append(placement)

@@ -108,7 +108,14 @@ class Placement(SchedulerPlugin):
 
     # -- beginning and end ----------------------------------------------------------------------
 
-    def start(self, scheduler: Scheduler) -> Any:
+    async def start(self, scheduler: Scheduler) -> None:
+        """Dask calls this when the plugin is registered."""
+        self.bind(scheduler)
+        stealing = scheduler.extensions.get("stealing")
+        if self.is_placing and stealing is not None and "stealing" in scheduler.periodic_callbacks:
+            await stealing.stop()
+
+    def bind(self, scheduler: Scheduler) -> None:
         """Bind to a scheduler, unless it is one that this was not written for."""
         self.scheduler = scheduler
         clock = self._clock or time
@@ -130,7 +137,7 @@ class Placement(SchedulerPlugin):
         scheduler.handlers["deepflow_events"] = self._events_of
         scheduler.handlers["deepflow_teach"] = self._teach
         if self.policy is None:
-            return None
+            return
         self.ready = Ready(self.policy)
         self.binder = Binder(
             self.mirror.fleet,
@@ -146,9 +153,8 @@ class Placement(SchedulerPlugin):
                 f"this version of Dask is not one that placement was written for "
                 f"({'; '.join(unlike)}); install the versions in constraints.txt"
             )
-            return None
+            return
         self._bind(scheduler)
-        return self._stop_stealing(scheduler)
 
     def _bind(self, scheduler: Scheduler) -> None:
         stock_transitions = scheduler.transitions
@@ -222,13 +228,6 @@ class Placement(SchedulerPlugin):
             self._enqueue(state)
         elif state.state == "processing" and state.processing_on is not None:
             self._is_with(state.key, state.processing_on.address, now_s)
-
-    @staticmethod
-    def _stop_stealing(scheduler: Scheduler) -> Any:
-        stealing = scheduler.extensions.get("stealing")
-        if stealing is None or "stealing" not in scheduler.periodic_callbacks:
-            return None
-        return stealing.stop()
 
     async def close(self) -> None:
         """The scheduler closes, or the plugin is taken away."""
