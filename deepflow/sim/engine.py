@@ -463,7 +463,7 @@ class Engine:
         factor = 1.0
         if self.cluster.noise:
             run = self._tasks[key][0].run
-            factor = math.exp(self.cluster.noise * _normal(self.noise_seed, run, task.key))
+            factor = math.exp(self.cluster.noise * normal_draw(self.noise_seed, run, task.key))
         # Nothing real takes no time, and Dask's stealing asserts so.
         return max(task.run_s / speed * factor, _SHORTEST_RUN_S)
 
@@ -728,7 +728,7 @@ def _ip(host: int) -> str:
 _NORMAL = NormalDist()
 
 
-def _normal(seed: int, run: str, key: str) -> float:
+def normal_draw(seed: int, run: str, key: str) -> float:
     """A standard normal number that depends on nothing but the arguments."""
     digest = blake2b(f"{seed}\0{run}\0{key}".encode(), digest_size=8).digest()
     return _NORMAL.inv_cdf((int.from_bytes(digest, "little") >> 14 | 1) / 2.0**50)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from itertools import count
 from typing import Final
 
-from deepflow.decide.events import Candidate, Event, Placed
+from deepflow.decide.events import Candidate, Event, Held, Placed
 from deepflow.decide.place.binder import Decision
 
 __all__ = ["Record"]
@@ -36,8 +36,11 @@ class Record:
         self._put(run, event)
 
     def decided(self, at_s: float, decision: Decision) -> None:
-        """A task was placed."""
-        self._put(decision.task.job.run, (at_s, decision))
+        """A task was placed; if it was held before, also why."""
+        task = decision.task
+        if task.held_because:
+            self._put(task.job.run, Held(task.ready_s, str(task.key), task.held_because))
+        self._put(task.job.run, (at_s, decision))
 
     def _put(self, run: str, entry: Entry) -> None:
         entries = self._runs.get(run)
