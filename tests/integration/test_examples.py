@@ -25,6 +25,7 @@ SAYS = {
         "  train     on ['cpu-",
         "  the answer is 51.633",
     ],
+    "06_own_policy.py": ["frugal", "stock", "heft"],
     "04_survive_a_worker.py": [
         "Killed worker process",
         "The answer is 506, which is right.",
