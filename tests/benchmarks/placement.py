@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "validate"), default="validate")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--instances", type=int, default=4, help="of each family")
-    parser.add_argument("--past", type=int, default=3, help="instances in the history")
+    parser.add_argument("--past", type=int, default=6, help="instances in the history")
     parser.add_argument("--clusters", nargs="+", choices=BUILTIN_CLUSTERS, default=CLUSTERS)
     parser.add_argument(
         "--policies",

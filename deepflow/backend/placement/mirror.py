@@ -83,6 +83,8 @@ class Mirror:
         self._n_left: dict[str, int] = {}
         """Tasks of each job that Dask has not forgotten."""
         self._n_done: dict[str, int] = {}
+        self._open: dict[str, dict[Any, Known]] = {}
+        """Tasks of each job that are not done, by key."""
         self._bandwidths: dict[tuple[str, str], float] = {}
 
     def teach(self, flow: str, estimates: Estimates, shapes: FlowShape) -> None:
@@ -165,8 +167,9 @@ class Mirror:
                 self.estimates.begin_run(flow)
             self.jobs[run] = job
             self._n_left[run] = self._n_done[run] = 0
+            self._open[run] = {}
         known = Known(state.key, note.get("task") or state.prefix.name, note, job)
-        self.known[state.key] = known
+        self.known[state.key] = self._open[run][state.key] = known
         self._n_left[run] += 1
         known.expected_s = self._expected_s(known)
         job.known_work_s += known.expected_s
@@ -279,6 +282,7 @@ class Mirror:
             )
         if not known.is_done:
             known.is_done = True
+            self._open[known.job.run].pop(known.key, None)
             known.job.done_work_s += known.expected_s
             self._n_done[known.job.run] += 1
 
@@ -290,11 +294,7 @@ class Mirror:
     def renew(self, scheduler: Scheduler, job: Job) -> list[Known]:
         """Work out anew what a job's open tasks should take and how they rank; those it changed."""
         states = [
-            state
-            for known in self.known.values()
-            if known.job is job
-            and not known.is_done
-            and (state := scheduler.tasks.get(known.key)) is not None
+            state for key in self._open[job.run] if (state := scheduler.tasks.get(key)) is not None
         ]
         states.sort(key=lambda state: state.priority or (), reverse=True)
         job.known_work_s = job.done_work_s
@@ -313,8 +313,9 @@ class Mirror:
         if known is not None:
             run = known.job.run
             self._n_left[run] -= 1
+            self._open[run].pop(key, None)
             if not self._n_left[run]:
-                del self.jobs[run], self._n_left[run], self._n_done[run]
+                del self.jobs[run], self._n_left[run], self._n_done[run], self._open[run]
         return known
 
 

@@ -37,6 +37,7 @@ _LAPSE: Final = 0.25
 _SHORTEST_S: Final = 1e-6
 _MEMORY_LOOK_S: Final = 1.0
 """Nothing tells when memory becomes free: so often is it looked at for a task that waits for it."""
+_MAX_NEAR: Final = 64
 _INFINITE: Final = float("inf")
 _NO_IDS: Final[frozenset[str]] = frozenset()
 _ALL_BUSY: Final = "every worker that fits is busy"
@@ -147,6 +148,8 @@ class Binder:
         self._heads.clear()
         n_looks = n_remembered = 0
         for queue in self.ready.queues(now_s):
+            if queue.by_holder and self.policy.near_first:
+                yield from self._near_first(queue, now_s)
             # Where to look next in the tasks of each shape that is not known to find no worker.
             cursors = dict.fromkeys(queue.shapes, 0)
             while cursors:
@@ -179,6 +182,28 @@ class Binder:
                     self.look_again_s = min(self.look_again_s, now_s + _SOON_S)
                     return
                 cursors[shape] = index + 1 + self._skip(tasks, index, hold)
+
+    def _near_first(self, queue: JobQueue, now_s: float) -> Iterator[Decision]:
+        """Tasks to free workers that hold their inputs; see `Policy.near_first`."""
+        if self.fleet.n_free > _MAX_NEAR:
+            return
+        priority = queue.first_priority
+        least_rank_s = self.policy.near_first * max(t[0].rank_s for t in queue.shapes.values())
+        for group in list(self.fleet.groups.values()):
+            for worker in list(group.free.values()):
+                while worker.is_free:
+                    tasks = queue.by_holder.get(worker.id)
+                    if not tasks or tasks[0].rank_s < least_rank_s:
+                        break
+                    if tasks[0].priority < priority:
+                        break
+                    decision, _ = self._look(tasks[0], now_s)
+                    if decision is None or decision.worker is not worker:
+                        break
+                    yield decision
+                    self._heads.clear()
+        self.fleet.drop_reservations()
+        self._heads.clear()
 
     def _may_place(self, now_s: float) -> bool:
         """Whether any worker can take a task now."""

@@ -83,6 +83,11 @@ class Policy:
     first to be free, busy or not, and the holders of the task's data. A task whose best candidate
     is busy is held for it."""
 
+    near_first: float = 0.0
+    """A worker that is free goes on with a task of the job whose inputs it holds, rather than one
+    that goes before it, where the rank of that task is at least this share of the highest. 0:
+    never."""
+
     def job_order(self, job: Job, now_s: float) -> float:
         """Lower goes first. Asked for each job with ready tasks, in every pass."""
         return job.arrived_s

@@ -21,13 +21,15 @@ class JobQueue:
     """The ready tasks of one job. Those of one *shape* can go to the same workers: if one of them
     finds no worker free, none does."""
 
-    __slots__ = ("job", "ordered_priority", "shapes")
+    __slots__ = ("by_holder", "job", "ordered_priority", "shapes")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.ordered_priority = 0
         """Its highest priority when the jobs were put in order."""
         self.shapes: dict[tuple[object, ...], list[Task]] = {}
+        self.by_holder: dict[str, list[Task]] = {}
+        """Those with inputs, by the worker that holds most of them."""
 
     @property
     def first_priority(self) -> int:
@@ -72,6 +74,8 @@ class Ready:
         self._numbers += 1
         task.sort_key = (-task.priority, *order, self._numbers)
         insort(queue.shapes.setdefault(task.shape, []), task, key=_sort_key)
+        if task.main_holder:
+            insort(queue.by_holder.setdefault(task.main_holder, []), task, key=_sort_key)
         self._tasks[task.key] = task
 
     def remove(self, key: object) -> Task | None:
@@ -81,11 +85,12 @@ class Ready:
             return None
         queue = self._queues[task.job.run]
         tasks = queue.shapes[task.shape]
-        place = bisect_left(tasks, task.sort_key, key=_sort_key)
-        if place == len(tasks) or tasks[place] is not task:
-            # An order of a user's policy that is none, such as by a number that is nan.
-            place = tasks.index(task)
-        del tasks[place]
+        _take_out(tasks, task)
+        if task.main_holder:
+            near = queue.by_holder[task.main_holder]
+            _take_out(near, task)
+            if not near:
+                del queue.by_holder[task.main_holder]
         if not tasks:
             del queue.shapes[task.shape]
             if not queue.shapes:
@@ -122,3 +127,11 @@ class Ready:
         self._order = [entry[-1] for entry in keyed]
         self._ordered_s = now_s
         return self._order
+
+
+def _take_out(tasks: list[Task], task: Task) -> None:
+    place = bisect_left(tasks, task.sort_key, key=_sort_key)
+    if place == len(tasks) or tasks[place] is not task:
+        # An order of a user's policy that is none, such as by a number that is nan.
+        place = tasks.index(task)
+    del tasks[place]

@@ -31,6 +31,7 @@ class Task:
         "job",
         "key",
         "local_bytes",
+        "main_holder",
         "memory_bytes",
         "n_runs",
         "name",
@@ -106,6 +107,8 @@ class Task:
         """Its inputs by holder; the binder's, and renewed when workers come or go."""
         self.held: Hold | None = None
         """Why it waits for a better worker, as of the last look."""
+        self.main_holder = max(self.local_bytes, key=self.local_bytes.__getitem__, default="")
+        """Id of the worker that holds most of its inputs' bytes; empty: none does."""
         self.held_because = ""
         self.sort_key: tuple[object, ...] = ()
 
