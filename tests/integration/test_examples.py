@@ -26,6 +26,7 @@ SAYS = {
         "  the answer is 51.633",
     ],
     "05_near_the_data.py": ["50000 rows of 50000 were read, each in one shard."],
+    "06_own_policy.py": ["stock  ", "heft  ", "frugal  "],
     "04_survive_a_worker.py": [
         "Killed worker process",
         "The answer is 506, which is right.",
