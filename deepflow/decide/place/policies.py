@@ -128,7 +128,9 @@ class RollingHeft(EarliestFinish):
         return (-task.rank_s, task.dask_order)
 
 
-_AGEING: Final = 0.5
+_AGEING: Final = 16.0
+"""Chosen by `python -m tests.benchmarks.streams`, on one stream: work is in seconds of one worker,
+of which a cluster does many in a second, so that a small number would never change the order."""
 
 
 class JobOrder(RollingHeft):
