@@ -373,7 +373,8 @@ class Fleet:
     ) -> list[tuple[Group, list[Worker]]]:
         """The workers that offer these resources in all, by group; from a cache.
 
-        `only`: ids of the workers to choose from; None: all.
+        Those with GPUs that the task has no need of come last, so that among equals they are left
+        for the tasks that have. `only`: ids of the workers to choose from; None: all.
         """
         key = (needs, only)
         known = self._fits.get(key)
@@ -389,6 +390,8 @@ class Fleet:
                 ]
                 if members:
                     known.append((group, members))
+            if all(name != GPU_RESOURCE for name, _ in needs):
+                known.sort(key=lambda of: bool(of[0].gpu_class))
             self._fits[key] = known
         return known
 
