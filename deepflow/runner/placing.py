@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 
-from deepflow.backend.placement.plugin import Placement
+from deepflow.backend.placement.plugin import UNPLACEABLE_TOPIC, Placement
 from deepflow.decide.events import Event
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy
@@ -50,6 +50,7 @@ class Placing:
         """Whether the plugin places tasks on this scheduler; False: Dask does."""
         self._experience = Experience()
         self._flow_run: FlowRun | None = None
+        self._unplaceable: set[str] = set()
         self._history: history.ForgivingHistory | None = None
         if settings.history != OFF:
             target = settings.history or settings.state_dir.expanduser() / "history.sqlite"
@@ -68,6 +69,7 @@ class Placing:
                 shapes=self._experience.shapes,
             )
         )
+        client.subscribe_topic(UNPLACEABLE_TOPIC, self._say_unplaceable)
         report = client.sync(client.scheduler.deepflow_placement)
         self.is_placing = bool(report["is_placing"])
         if report["faults"]:
@@ -78,6 +80,19 @@ class Placing:
         elif flow is not None and self._experience.estimates.knows(flow):
             blob = pickle.dumps(self._experience, protocol=5)
             client.sync(client.scheduler.deepflow_teach, flow=flow, experience=blob)
+
+    def _say_unplaceable(self, event: Any) -> None:
+        """No worker can take a task as things are: said once for each task name of this run."""
+        _, said = event
+        task = said["task"]
+        is_ours = self._flow_run is not None and said["run"] == str(self._flow_run.id)
+        if is_ours and task not in self._unplaceable:
+            self._unplaceable.add(task)
+            self._logger.warning(
+                "No worker can take task %r, which waits for one that can: %s",
+                task,
+                said["reasons"],
+            )
 
     def finish(self) -> None:
         """Fetch what became of the flow run, keep it and show it. Raises nothing."""

@@ -52,11 +52,13 @@ if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.scheduler import TaskState
 
-__all__ = ["MAX_FAULTS", "Placement"]
+__all__ = ["MAX_FAULTS", "UNPLACEABLE_TOPIC", "Placement"]
 
 logger = logging.getLogger("deepflow.placement")
 
 MAX_FAULTS: Final = 10
+UNPLACEABLE_TOPIC: Final = "deepflow-unplaceable"
+"""Of the messages that no worker can ever take a task as things are: task, run, reasons."""
 _MEASURE_EVERY_S: Final = 1.0
 _SOONEST_LOOK_S: Final = 0.002
 _STIMULUS: Final = "deepflow-placement"
@@ -349,6 +351,8 @@ class Placement(SchedulerPlugin):
         reasons = self.binder.unplaceable(task)
         if reasons is not None and self.mirror.fleet.workers:
             self._note(Held(self._now(), str(task.key), f"unplaceable: {reasons}"), task.job.run)
+            said = {"task": task.name, "run": task.job.run, "reasons": str(reasons)}
+            self.scheduler.log_event(UNPLACEABLE_TOPIC, said)
 
     def _pass(self, stimulus_id: str) -> None:
         """Hand out what can be handed out."""
