@@ -2,8 +2,9 @@
 
     python examples/03_heterogeneous.py
 
-Read, train, summarise: the middle step takes a GPU *if there is one* (`gpu="soft"`), so the same
-flow also runs where there is none. The worker's GPU here is a declaration, as in `dask worker
+Read, train, summarise: the middle step *can* use a GPU (`gpu="soft"`). It is given one where it is
+expected to end sooner for it, and no worker idles while it waits; so the same flow also runs where
+there is none. The worker's GPU here is a declaration, as in `dask worker
 --resources GPU=1`: nothing is computed on a device, and the example needs none.
 """
 
@@ -46,7 +47,7 @@ def summarise(parts: list[tuple[float, str]]) -> tuple[float, str]:
 
 @flow
 def pipeline(n_parts: int) -> None:
-    """CPU, then GPU if there is one, then CPU again."""
+    """CPU, then GPU or CPU, then CPU again."""
     parts = read.map(range(n_parts))
     trained = train.map(parts)
     answer, last = summarise.submit(trained).result()

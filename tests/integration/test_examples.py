@@ -21,7 +21,7 @@ SAYS = {
         "gpu=2: refused when it is submitted: task 'where': no worker offers gpu=2",
     ],
     "03_heterogeneous.py": [
-        "  train     on ['gpu-0']",
+        "'gpu-0']",
         "  train     on ['cpu-",
         "  the answer is 51.633",
     ],
