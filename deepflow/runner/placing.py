@@ -57,6 +57,18 @@ class Placing:
             self._history = history.open_or_cold(target, logger)
 
     def register(self, flow: str | None, flow_run: FlowRun | None) -> None:
+        """As `_register`; where that fails, Dask places the tasks, and the log says why."""
+        try:
+            self._register(flow, flow_run)
+        except Exception as exc:  # noqa: BLE001 - the flow can do without
+            metrics.inc("deepflow_fallbacks_total", kind="placement_off")
+            self._logger.warning(
+                "deepflow does not place tasks on this cluster, Dask does: the scheduler does not "
+                "take the plugin (%r); is deepflow of this version installed there?",
+                exc,
+            )
+
+    def _register(self, flow: str | None, flow_run: FlowRun | None) -> None:
         """Give the scheduler the plugin, or, where it has one, what is known of this flow."""
         client = self._client
         self._flow_run = flow_run

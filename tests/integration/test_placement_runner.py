@@ -147,6 +147,17 @@ def test_stock_leaves_the_scheduler_alone(
     assert not (state_dir / "journals").exists()
 
 
+def test_a_scheduler_that_refuses_the_plugin_places_by_itself(
+    state_dir: Path, fresh: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, scheduler: Any) -> None:
+        raise ImportError("no module named deepflow.backend.placement")
+
+    monkeypatch.setattr("deepflow.backend.placement.plugin.Placement.start", refuse)
+    assert run_on(fresh, body).result() == 56
+    assert "deepflow-placement" not in fresh.scheduler.plugins
+
+
 def test_a_damaged_history_is_a_cold_start(state_dir: Path, fresh: LocalCluster) -> None:
     (state_dir / "history.sqlite").write_bytes(b"this is no database" * 100)
     assert run_on(fresh, body).result() == 56
