@@ -35,6 +35,8 @@ def read(part: int) -> tuple[list[float], str]:
 def train(numbers: tuple[list[float], str]) -> tuple[float, str]:
     """A mean square root, and where it was computed."""
     values, _ = numbers
+    for _ in range(2000):  # long enough to be worth a wait and a way
+        sum(map(math.sqrt, values))
     return sum(map(math.sqrt, values)) / len(values), str(get_worker().name)
 
 

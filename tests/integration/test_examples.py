@@ -43,6 +43,8 @@ def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) 
     }
     environment |= {
         "PREFECT_HOME": str(tmp_path),
+        # Of its own: what other runs of an example have taught decides where its tasks go.
+        "DEEPFLOW_STATE_DIR": str(tmp_path / "state"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PYTHONPATH": str(ROOT),
     }

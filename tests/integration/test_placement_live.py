@@ -27,6 +27,7 @@ from distributed import (
     secede,
     wait,
 )
+from distributed.core import Status
 
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.placement.plugin import Placement
@@ -501,3 +502,46 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class TestRecall:
+    def test_what_was_sent_behind_a_straggler_runs_elsewhere(self) -> None:
+        with placed() as client:
+            for seconds in (0.05,) * 12:
+                client.submit(where, seconds=seconds, pure=False).result()
+            began_s = time.monotonic()
+            long = client.submit(where, seconds=8.0, pure=False, key="where-long")
+            others = client.map(where, range(60), seconds=0.05, pure=False)
+            assert len(client.gather(others)) == 60
+            assert time.monotonic() - began_s < 7.0
+            assert long.result()
+
+    def test_a_worker_that_pauses_gives_back_what_it_has_not_begun(self) -> None:
+        with placed() as client:
+            client.gather(client.map(where, range(12), seconds=0.1, pure=False))
+            long = client.map(where, range(4), seconds=6.0, pure=False, key="where-long")
+            short = client.map(where, range(3), seconds=0.1, pure=False)
+            until(lambda: _with_one_ahead(client) is not None, "a task was sent ahead")
+            address = _with_one_ahead(client)
+            name = client.run(_pause, workers=[address])[address]
+            until(lambda: report(client)["n_recalled"] >= 1, "the paused worker gave it back")
+            assert name not in client.gather(short)
+            assert name in client.gather(long)
+
+
+def _pause(dask_worker: Any) -> str:
+    """For good: the worker's own watch over its memory would let it go on."""
+    dask_worker.memory_manager.memory_pause_fraction = False
+    dask_worker.status = Status.paused
+    return str(dask_worker.name)
+
+
+def _with_one_ahead(client: Client) -> str | None:
+    """The address of a worker that has more tasks than threads."""
+    threads = {w: info["nthreads"] for w, info in _workers(client).items()}
+    having = client.processing().items()
+    return next((address for address, keys in having if len(keys) > threads[address]), None)
+
+
+def _workers(client: Client) -> dict[str, Any]:
+    return dict(client.scheduler_info(n_workers=-1)["workers"])

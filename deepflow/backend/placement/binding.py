@@ -10,7 +10,8 @@ What is replaced, in distributed 2026.8 (`scheduler.py`):
 - `validate_queued`, since tasks confined to some workers are queued too;
 - `handle_worker_status_change` and `remove_plugin`, and the stream handlers `long-running` and
   `worker-status-change`, only to learn of a worker that pauses, of a thread that a task has left,
-  and of the end of the plugin.
+  and of the end of the plugin;
+- the stream handler `steal-response`, for the answers to our own requests.
 
 Each is replaced only if it is, to the letter, one that this was written for: the sources' digests
 are compared at the start. Nothing is patched in a module, and `undo` puts everything back.
@@ -82,7 +83,7 @@ class Binding:
     ) -> None:
         self._scheduler = scheduler
         self._methods = tuple(methods)
-        self._handlers = {name: scheduler.stream_handlers[name] for name in stream_handlers}
+        self._handlers = {name: scheduler.stream_handlers.get(name) for name in stream_handlers}
         table: Any = scheduler._TRANSITIONS_TABLE
         self.stock: dict[tuple[str, str], Transition] = dict(table)
         # On the instance: the class's table stays as it is.
@@ -97,4 +98,8 @@ class Binding:
         scheduler.__dict__.pop("_TRANSITIONS_TABLE", None)
         for name in self._methods:
             scheduler.__dict__.pop(name, None)
-        scheduler.stream_handlers.update(self._handlers)
+        for name, handler in self._handlers.items():
+            if handler is None:
+                scheduler.stream_handlers.pop(name, None)
+            else:
+                scheduler.stream_handlers[name] = handler

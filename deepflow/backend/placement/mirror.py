@@ -32,7 +32,7 @@ _OTHERS: Final = "dask"
 """The flow, and the job, of tasks that are not ours."""
 _MOST_SPREAD: Final = 1.2
 _MAX_PAIRS: Final = 4096
-_GPU_HEAD_START: Final = 0.5
+_GPU_HEAD_START: Final = 0.25
 """A GPU never tried is taken to need this share of the time: so that it is tried."""
 
 

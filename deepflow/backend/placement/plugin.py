@@ -39,6 +39,7 @@ from deepflow.decide.events import (
     WorkerLeft,
 )
 from deepflow.decide.experience import Experience
+from deepflow.decide.place.ahead import SentAhead
 from deepflow.decide.place.binder import Binder, Decision, Tuning
 from deepflow.decide.place.fleet import Needs, Worker
 from deepflow.decide.place.policy import Policy
@@ -62,6 +63,8 @@ UNPLACEABLE_TOPIC: Final = "deepflow-unplaceable"
 _MEASURE_EVERY_S: Final = 1.0
 _SOONEST_LOOK_S: Final = 0.002
 _STIMULUS: Final = "deepflow-placement"
+_NOT_BEGUN: Final = frozenset({"ready", "constrained", "waiting"})
+"""States of a task on a worker from which it gives the task up when asked."""
 _NOTHING: Final[Recs] = ({}, {}, {})
 
 
@@ -128,6 +131,12 @@ class Placement(SchedulerPlugin):
         """Queued tasks that Dask is to place, since deciding on them failed."""
         self._made: Task | None = None
         """Made a moment ago, by the transition just before the one that queues it."""
+        self._ahead = SentAhead()
+        self._recalls: dict[str, tuple[Any, str]] = {}
+        """Keys that workers were asked to give back, and the workers, by the request's stimulus."""
+        self._n_recalls = 0
+        self.n_recalled = 0
+        """Tasks that workers gave back, since they could not begin with them in time."""
         self._is_dirty = False
         self._is_passing = False
         self._measured_s = -1.0
@@ -164,6 +173,7 @@ class Placement(SchedulerPlugin):
         stock_long_running = scheduler.stream_handlers["long-running"]
         stock_status_changed = scheduler.handle_worker_status_change
         stock_remove_plugin = scheduler.remove_plugin
+        stock_steal_response = scheduler.stream_handlers.get("steal-response")
 
         def transitions(recommendations: Any, stimulus_id: str) -> None:
             stock_transitions(recommendations, stimulus_id)
@@ -180,9 +190,17 @@ class Placement(SchedulerPlugin):
                 address = worker if isinstance(worker, str) else worker.address
                 name = status if isinstance(status, str) else status.name
                 self.mirror.fleet.set_running(address, name == "running")
+                if name == "paused":
+                    self._recall_all(address)
             except Exception as exc:  # noqa: BLE001 - a guard rail
                 self._fault("status_changed", exc)
             stock_status_changed(status, worker, stimulus_id)
+
+        def steal_response(*, key: Any, state: str, stimulus_id: str, **more: Any) -> None:
+            if stimulus_id in self._recalls:
+                self._given_back(state, stimulus_id)
+            elif stock_steal_response is not None:
+                stock_steal_response(key=key, state=state, stimulus_id=stimulus_id, **more)
 
         def remove_plugin(name: str | None = None) -> None:
             stock_remove_plugin(name)
@@ -216,6 +234,7 @@ class Placement(SchedulerPlugin):
             stream_handlers={
                 "long-running": long_running,
                 "worker-status-change": status_changed,
+                "steal-response": steal_response,
             },
         )
         for state in scheduler.tasks.values():
@@ -367,6 +386,9 @@ class Placement(SchedulerPlugin):
             for key in list(self._for_dask):
                 self._dask_chooses(key, moves)
             self._refresh(now_s)
+            if len(self._ahead):
+                for key, address in self._ahead.late(self.mirror.fleet, now_s):
+                    self._recall(key, address)
             if len(self.ready):
                 self._decide(now_s, moves)
         except Exception as exc:  # noqa: BLE001 - a guard rail
@@ -430,6 +452,9 @@ class Placement(SchedulerPlugin):
                 needs = (*needs, *gpu_needs(task.soft_gpu))
             start_s = now_s + candidates.queue_s[i] + candidates.transfer_s[i]
             fleet.assign(worker, task.key, start_s, start_s + candidates.run_s[i], needs)
+            if candidates.queue_s[i] > 0.0:
+                begin_s = now_s + candidates.queue_s[i]
+                self._ahead.sent(task.key, worker.id, begin_s, needs, task.only)
             ready.remove(task.key)
             self._chosen[task.key] = worker
             self._prepare(task.key, decision)
@@ -474,9 +499,9 @@ class Placement(SchedulerPlugin):
 
     def _set_timer(self, now_s: float) -> None:
         """A held task must be looked at again when what it waits for is overdue."""
-        due_s = self.binder.look_again_s
-        if not len(self.ready) and not self._for_dask:
-            return
+        due_s = self._ahead.next_s()
+        if len(self.ready):
+            due_s = min(due_s, self.binder.look_again_s)
         if self._for_dask:
             due_s = min(due_s, now_s + _MEASURE_EVERY_S)
         if due_s == float("inf"):
@@ -493,6 +518,36 @@ class Placement(SchedulerPlugin):
     def _on_timer(self) -> None:
         self._timer_s = float("inf")
         self._pass(_STIMULUS)
+
+    # -- what a worker cannot begin with ----------------------------------------------------------
+
+    def _recall(self, key: Any, address: str) -> None:
+        """Ask a worker to give a task back unless it has begun.
+
+        The worker's answer is that to Dask's own work stealing (`steal-request`), which is off.
+        """
+        self._n_recalls += 1
+        stimulus_id = f"{_STIMULUS}-recall-{self._n_recalls}"
+        self._recalls[stimulus_id] = key, address
+        self.scheduler.worker_send(
+            address, {"op": "steal-request", "key": key, "stimulus_id": stimulus_id}
+        )
+
+    def _recall_all(self, address: str) -> None:
+        """A paused worker begins with nothing of what it was given."""
+        worker = self.mirror.fleet.workers.get(address)
+        for key in list(worker.assigned) if worker is not None else ():
+            self._recall(key, address)
+
+    def _given_back(self, state: str | None, stimulus_id: str) -> None:
+        """A worker's answer: where it has let go of the task, that is ready again."""
+        asked, address = self._recalls.pop(stimulus_id)
+        dask_state = self.scheduler.tasks.get(asked)
+        if state not in _NOT_BEGUN or dask_state is None or dask_state.processing_on is None:
+            return
+        if dask_state.processing_on.address == address:
+            self.n_recalled += 1
+            self.scheduler._reschedule(asked, stimulus_id=stimulus_id)
 
     def _check(self) -> None:
         """Nothing waits for no reason: a ready task has a cause, and somebody will look again."""
@@ -580,6 +635,7 @@ class Placement(SchedulerPlugin):
         worker = self.mirror.fleet.workers.get(known.worker_id)
         name = worker.name if worker is not None else known.worker_id
         self.mirror.fleet.unassign(known.worker_id, key)
+        self._ahead.forget(key)
         now_s = self._now()
         if finish == "memory":
             spans = [s for s in more.get("startstops") or () if s["action"] == "compute"]
@@ -599,7 +655,8 @@ class Placement(SchedulerPlugin):
                         task.rank_s = open_one.rank_s
                         self.ready.add(task)
         else:
-            self._note(Failed(now_s, str(key), name, finish), known.job.run)
+            why = "given back before it began" if finish == "released" else finish
+            self._note(Failed(now_s, str(key), name, why), known.job.run)
         known.worker_id = ""
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -613,6 +670,9 @@ class Placement(SchedulerPlugin):
         """A worker has gone."""
         try:
             gone = self.mirror.fleet.workers.get(worker)
+            for stimulus, (_, address) in list(self._recalls.items()):
+                if address == worker:
+                    del self._recalls[stimulus]
             self.mirror.fleet.leave(worker)
             self._note(WorkerLeft(self._now(), gone.name if gone else worker))
             if self.is_placing:
@@ -723,6 +783,7 @@ class Placement(SchedulerPlugin):
             "policy": self.policy.name if self.policy is not None else "stock",
             "n_decisions": self.n_decisions,
             "n_fallbacks": self.n_fallbacks,
+            "n_recalled": self.n_recalled,
             "faults": self.faults[-MAX_FAULTS:],
             "n_held": len(self.ready) if self.policy is not None else 0,
         }
