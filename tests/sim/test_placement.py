@@ -323,13 +323,13 @@ class TestRecall:
         ends = {e.key.rpartition("-")[2]: e.stopped_s for e in played.of(Finished)}
         assert ends.pop("a12") > 60.0
         assert max(ends.values()) < 10.0
-        assert played.placement.n_recalled == 1
+        assert played.placement._report()["n_recalled"] == 1
 
     def test_nothing_is_asked_for_while_every_other_worker_is_busy(self) -> None:
         tasks = [task(f"a{n:02}", 5.0 if n in (12, 13) else 0.1, kind="a") for n in range(16)]
         played = run(workload(*tasks), cluster(SimWorkerClass("w", 2)), "heft")
         assert_well(played)
-        assert played.placement.n_recalled == 0
+        assert played.placement._report()["n_recalled"] == 0
 
 
 class TestJobs:

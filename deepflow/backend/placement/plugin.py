@@ -26,6 +26,7 @@ from distributed.metrics import time
 
 from deepflow.backend.placement.binding import Binding, Recs, differences
 from deepflow.backend.placement.mirror import Known, Mirror, gpu_needs
+from deepflow.backend.placement.recalls import Recalls
 from deepflow.backend.placement.record import Record
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import (
@@ -39,7 +40,6 @@ from deepflow.decide.events import (
     WorkerLeft,
 )
 from deepflow.decide.experience import Experience
-from deepflow.decide.place.ahead import SentAhead
 from deepflow.decide.place.binder import Binder, Decision, Tuning
 from deepflow.decide.place.fleet import Needs, Worker
 from deepflow.decide.place.policy import Policy
@@ -63,8 +63,6 @@ UNPLACEABLE_TOPIC: Final = "deepflow-unplaceable"
 _MEASURE_EVERY_S: Final = 1.0
 _SOONEST_LOOK_S: Final = 0.002
 _STIMULUS: Final = "deepflow-placement"
-_NOT_BEGUN: Final = frozenset({"ready", "constrained", "waiting"})
-"""States of a task on a worker from which it gives the task up when asked."""
 _NOTHING: Final[Recs] = ({}, {}, {})
 
 
@@ -131,12 +129,7 @@ class Placement(SchedulerPlugin):
         """Queued tasks that Dask is to place, since deciding on them failed."""
         self._made: Task | None = None
         """Made a moment ago, by the transition just before the one that queues it."""
-        self._ahead = SentAhead()
-        self._recalls: dict[str, tuple[Any, str]] = {}
-        """Keys that workers were asked to give back, and the workers, by the request's stimulus."""
-        self._n_recalls = 0
-        self.n_recalled = 0
-        """Tasks that workers gave back, since they could not begin with them in time."""
+        self._recalls = Recalls(scheduler, self.mirror.fleet)
         self._is_dirty = False
         self._is_passing = False
         self._measured_s = -1.0
@@ -191,15 +184,13 @@ class Placement(SchedulerPlugin):
                 name = status if isinstance(status, str) else status.name
                 self.mirror.fleet.set_running(address, name == "running")
                 if name == "paused":
-                    self._recall_all(address)
+                    self._recalls.ask_for_all(address)
             except Exception as exc:  # noqa: BLE001 - a guard rail
                 self._fault("status_changed", exc)
             stock_status_changed(status, worker, stimulus_id)
 
         def steal_response(*, key: Any, state: str, stimulus_id: str, **more: Any) -> None:
-            if stimulus_id in self._recalls:
-                self._given_back(state, stimulus_id)
-            elif stock_steal_response is not None:
+            if not self._recalls.answered(state, stimulus_id) and stock_steal_response is not None:
                 stock_steal_response(key=key, state=state, stimulus_id=stimulus_id, **more)
 
         def remove_plugin(name: str | None = None) -> None:
@@ -386,9 +377,8 @@ class Placement(SchedulerPlugin):
             for key in list(self._for_dask):
                 self._dask_chooses(key, moves)
             self._refresh(now_s)
-            if len(self._ahead):
-                for key, address in self._ahead.late(self.mirror.fleet, now_s):
-                    self._recall(key, address)
+            if len(self._recalls.ahead):
+                self._recalls.ask_for_late_ones(now_s)
             if len(self.ready):
                 self._decide(now_s, moves)
         except Exception as exc:  # noqa: BLE001 - a guard rail
@@ -454,7 +444,7 @@ class Placement(SchedulerPlugin):
             fleet.assign(worker, task.key, start_s, start_s + candidates.run_s[i], needs)
             if candidates.queue_s[i] > 0.0:
                 begin_s = now_s + candidates.queue_s[i]
-                self._ahead.sent(task.key, worker.id, begin_s, needs, task.only)
+                self._recalls.ahead.sent(task.key, worker.id, begin_s, needs, task.only)
             ready.remove(task.key)
             self._chosen[task.key] = worker
             self._prepare(task.key, decision)
@@ -499,7 +489,7 @@ class Placement(SchedulerPlugin):
 
     def _set_timer(self, now_s: float) -> None:
         """A held task must be looked at again when what it waits for is overdue."""
-        due_s = self._ahead.next_s()
+        due_s = self._recalls.ahead.next_s()
         if len(self.ready):
             due_s = min(due_s, self.binder.look_again_s)
         if self._for_dask:
@@ -518,36 +508,6 @@ class Placement(SchedulerPlugin):
     def _on_timer(self) -> None:
         self._timer_s = float("inf")
         self._pass(_STIMULUS)
-
-    # -- what a worker cannot begin with ----------------------------------------------------------
-
-    def _recall(self, key: Any, address: str) -> None:
-        """Ask a worker to give a task back unless it has begun.
-
-        The worker's answer is that to Dask's own work stealing (`steal-request`), which is off.
-        """
-        self._n_recalls += 1
-        stimulus_id = f"{_STIMULUS}-recall-{self._n_recalls}"
-        self._recalls[stimulus_id] = key, address
-        self.scheduler.worker_send(
-            address, {"op": "steal-request", "key": key, "stimulus_id": stimulus_id}
-        )
-
-    def _recall_all(self, address: str) -> None:
-        """A paused worker begins with nothing of what it was given."""
-        worker = self.mirror.fleet.workers.get(address)
-        for key in list(worker.assigned) if worker is not None else ():
-            self._recall(key, address)
-
-    def _given_back(self, state: str | None, stimulus_id: str) -> None:
-        """A worker's answer: where it has let go of the task, that is ready again."""
-        asked, address = self._recalls.pop(stimulus_id)
-        dask_state = self.scheduler.tasks.get(asked)
-        if state not in _NOT_BEGUN or dask_state is None or dask_state.processing_on is None:
-            return
-        if dask_state.processing_on.address == address:
-            self.n_recalled += 1
-            self.scheduler._reschedule(asked, stimulus_id=stimulus_id)
 
     def _check(self) -> None:
         """Nothing waits for no reason: a ready task has a cause, and somebody will look again."""
@@ -635,7 +595,7 @@ class Placement(SchedulerPlugin):
         worker = self.mirror.fleet.workers.get(known.worker_id)
         name = worker.name if worker is not None else known.worker_id
         self.mirror.fleet.unassign(known.worker_id, key)
-        self._ahead.forget(key)
+        self._recalls.ahead.forget(key)
         now_s = self._now()
         if finish == "memory":
             spans = [s for s in more.get("startstops") or () if s["action"] == "compute"]
@@ -670,9 +630,7 @@ class Placement(SchedulerPlugin):
         """A worker has gone."""
         try:
             gone = self.mirror.fleet.workers.get(worker)
-            for stimulus, (_, address) in list(self._recalls.items()):
-                if address == worker:
-                    del self._recalls[stimulus]
+            self._recalls.forget_worker(worker)
             self.mirror.fleet.leave(worker)
             self._note(WorkerLeft(self._now(), gone.name if gone else worker))
             if self.is_placing:
@@ -783,7 +741,7 @@ class Placement(SchedulerPlugin):
             "policy": self.policy.name if self.policy is not None else "stock",
             "n_decisions": self.n_decisions,
             "n_fallbacks": self.n_fallbacks,
-            "n_recalled": self.n_recalled,
+            "n_recalled": self._recalls.n_recalled,
             "faults": self.faults[-MAX_FAULTS:],
             "n_held": len(self.ready) if self.policy is not None else 0,
         }
