@@ -15,25 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
-from typing import Any
 
-import dask
-import numpy as np
-from dask.base import annotate
-from distributed import Client, Scheduler, SpecCluster, Worker, get_worker
-
-from deepflow.backend.placement.annotation import OURS
-from deepflow.backend.placement.plugin import Placement
-from deepflow.decide.experience import Experience
 from deepflow.decide.place.registry import STOCK
-from deepflow.hints import CLASS_LABEL, LABEL_OFFER, label_resource
 from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
 from deepflow.sim.compare import experience_of, play
-from deepflow.sim.engine import normal_draw
 from deepflow.sim.generators import layered
 from deepflow.sim.workload import SimJob, Workload
+from tests.benchmarks._live import real_makespan_s
 
 CLUSTER = ClusterSpec(
     "local",
@@ -59,71 +48,6 @@ def job_of(seed: int, n_tasks: int) -> SimJob:
     )
 
 
-def work(seconds: dict[str, float], n_bytes: int, *_: Any) -> bytes:
-    """Sleep for what the class of the worker at hand takes."""
-    time.sleep(seconds[str(get_worker().name).rsplit("-", 1)[0]])
-    return bytes(n_bytes)
-
-
-def seconds_of(job: SimJob, seed: int) -> dict[str, dict[str, float]]:
-    """Key → worker class → seconds, with the judge's own noise."""
-    noise = {t.key: np.exp(CLUSTER.noise * normal_draw(seed, job.run, t.key)) for t in job.tasks}
-    return {
-        task.key: {
-            c.name: task.run_s / c.speed_for(task.task) * float(noise[task.key])
-            for c in CLUSTER.classes
-        }
-        for task in job.tasks
-    }
-
-
-def real_makespan_s(job: SimJob, policy: str, seed: int, experience: Experience) -> float:
-    """Seconds from submitting the first task until the last result is there."""
-    workers = {
-        f"{c.name}-{n}": {
-            "cls": Worker,
-            "options": {
-                "nthreads": 1,
-                "resources": {label_resource(CLASS_LABEL, c.name): LABEL_OFFER},
-                "dashboard": False,
-            },
-        }
-        for c in CLUSTER.classes
-        for n in range(c.count)
-    }
-    names = list(workers)
-    np.random.default_rng(seed).shuffle(names)
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
-    with (
-        dask.config.set({"distributed.worker.memory.pause": False}),
-        SpecCluster({n: workers[n] for n in names}, scheduler, silence_logs=40) as cluster,
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(len(workers))
-        if policy != STOCK:
-            client.register_plugin(
-                Placement(policy, estimates=experience.estimates, shapes=experience.shapes)
-            )
-        times = seconds_of(job, seed)
-        futures: dict[str, Any] = {}
-        began = time.perf_counter()
-        for n, task in enumerate(job.tasks):
-            note = {"task": task.task, "flow": job.flow, "run": job.run}
-            with annotate(**{OURS: note}):
-                futures[task.key] = client.submit(
-                    work,
-                    times[task.key],
-                    task.output_bytes,
-                    *(futures[key] for key in task.depends_on),
-                    key=f"{task.task}-{n}-{job.run}-{task.key}",
-                    pure=False,
-                )
-        wanted = {key for task in job.tasks for key in task.depends_on}
-        leaves = [futures[task.key] for task in job.tasks if task.key not in wanted]
-        client.gather(leaves)
-        return time.perf_counter() - began
-
-
 def main() -> int:
     """Run it; 1 where the judge is off by more than `MOST_OFF` or the order is another one."""
     parser = argparse.ArgumentParser(
@@ -145,7 +69,7 @@ def main() -> int:
                 Workload("now", (job,)), CLUSTER, policy, seed=seed, experience=experience
             )
             simulated = played.outcome.makespan_s
-            real = real_makespan_s(job, policy, seed, experience)
+            real = real_makespan_s(job, CLUSTER, policy, seed, experience)
             rows[policy].append((simulated, real))
             print(
                 f"{policy:12} graph {seed}: judge {simulated:6.2f} s, real {real:6.2f} s, "
