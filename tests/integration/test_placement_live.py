@@ -32,6 +32,7 @@ from distributed.core import Status
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.placement.plugin import Placement
 from deepflow.decide.model import WorkerClass
+from deepflow.decide.place.binder import Tuning
 
 NAME = "deepflow-placement"
 CLASSES = (
@@ -517,8 +518,8 @@ class TestRecall:
             assert long.result()
 
     def test_a_worker_that_pauses_gives_back_what_it_has_not_begun(self) -> None:
-        with placed() as client:
-            client.gather(client.map(where, range(12), seconds=0.1, pure=False))
+        # However long a worker will be busy, it is given one more.
+        with placed(tuning=Tuning(pipeline_s=1000.0)) as client:
             long = client.map(where, range(4), seconds=6.0, pure=False, key="where-long")
             short = client.map(where, range(3), seconds=0.1, pure=False)
             until(lambda: _with_one_ahead(client) is not None, "a task was sent ahead")
