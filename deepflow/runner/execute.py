@@ -178,13 +178,15 @@ class _Run:
                 state: State[Any] = Cancelled(message=NOT_BEGUN_MESSAGE)
                 self._settle(task_run, state)
                 return Entry(spec.run_id, "done", state)
-            if not resuming:
-                self._emit(task_run, None, task_run.state)
+            durable: DurableRecord | None = None
             try:
-                parameters, wait_for = loads(spec.call, values)
                 durable = self._durable(scope.flow_run_id)
+                # Before anything is said of the run: what comes after its end would hide that.
                 if durable is not None and (restored := durable.read()) is not None:
                     return Entry(spec.run_id, "done", self._restore(restored, task_run))
+                if not resuming:
+                    self._emit(task_run, None, task_run.state)
+                parameters, wait_for = loads(spec.call, values)
             except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
                 state = exception_to_failed_state_sync(exc, message="The run could not be started:")
                 self._settle(task_run, state)
