@@ -257,3 +257,33 @@ class TestUnplaceable:
         said = str(Unplaceable(tuple((f"w{n}", "is too small") for n in range(5))))
         assert said == "w0, w1, w2 and 2 more: is too small"
         assert str(Unplaceable(())) == "there is no worker"
+
+
+class TestNearFirst:
+    """A free worker goes on with what it holds, where that is not much less urgent."""
+
+    MB = 1_000_000
+
+    def holding(self, near_first: float) -> Cluster:
+        cluster = Cluster(
+            Worker("a"), Worker("b"), policy=RollingHeft(moving=0.0, near_first=near_first)
+        )
+        # `y` is a little more urgent and comes from `b`; only `a` is free.
+        cluster.busy("b", 50.0)
+        cluster.task("x", 5.0, rank_s=8.0, inputs=[(10 * self.MB, ["a"])])
+        cluster.task("y", 5.0, rank_s=10.0, inputs=[(10 * self.MB, ["b"])])
+        return cluster
+
+    def test_the_holder_takes_what_it_holds_before_what_is_a_little_more_urgent(self) -> None:
+        assert self.holding(0.5).placed() == {"x": "a"}
+
+    def test_without_it_urgency_alone_decides(self) -> None:
+        assert self.holding(0.0).placed() == {"y": "a"}
+
+    def test_what_is_much_less_urgent_does_not_go_first(self) -> None:
+        assert self.holding(0.9).placed() == {"y": "a"}
+
+    def test_a_higher_priority_goes_before_nearness(self) -> None:
+        cluster = self.holding(0.5)
+        cluster.task("z", 5.0, rank_s=9.0, priority=1, inputs=[(10 * self.MB, ["b"])])
+        assert cluster.placed() == {"z": "a"}
