@@ -61,6 +61,13 @@ class Settings(BaseSettings):
         description="Address of a running Dask scheduler, such as tcp://10.0.0.5:8786; "
         "none: an embedded local cluster.",
     )
+    tls: str | None = Field(
+        None,
+        min_length=1,
+        description="Encryption inside the cluster. generated: certificates made for the embedded "
+        "cluster; else a folder with ca.pem, cert.pem and key.pem (`deepflow certificates`), also "
+        "for a scheduler at a tls:// address; none: no encryption.",
+    )
     infra_retries: int = Field(
         3,
         ge=0,

@@ -11,6 +11,7 @@ from deepflow.errors import DeepflowError
 
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
+    "certificates": "deepflow.cli.certificates",
     "demo": "deepflow.cli.demo",
     "explain": "deepflow.cli.explain",
     "metrics": "deepflow.cli.metrics",

@@ -27,6 +27,7 @@ from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import ReportDeaths
+from deepflow.backend.tls import security_of
 from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
 from deepflow.decide.place.registry import STOCK
@@ -141,6 +142,7 @@ class Session:
     def _connect(self) -> None:
         config, logger = self.config, self.logger
         connect_to: Any
+        client_kwargs = config.client_kwargs
         if config.cluster is not None:
             logger.info(f"Connecting to existing Dask cluster {config.cluster}")
             connect_to = self.cluster = config.cluster
@@ -154,12 +156,15 @@ class Session:
             if address:
                 logger.info(f"Connecting to an existing Dask cluster at {address}")
                 connect_to = address
+                security = security_of(self.settings.tls, address=address)
+                if security is not None:
+                    client_kwargs = {"security": security, **client_kwargs}
             else:
                 connect_to = self.cluster = self._make_cluster()
                 self._adapt()
         try:
             # Dask's constructor is not annotated.
-            client = DeepflowClient(connect_to, **config.client_kwargs)  # type: ignore[no-untyped-call]
+            client = DeepflowClient(connect_to, **client_kwargs)  # type: ignore[no-untyped-call]
         except OSError as exc:
             raise ClusterUnreachableError(
                 f"no Dask scheduler answers at {connect_to}: {exc}. Start one there "
@@ -198,9 +203,11 @@ class Session:
             self.logger.info("Starting an embedded Dask cluster")
             # Read by the scheduler when it is made. Dask's default is five minutes of silence.
             silence = {"distributed.scheduler.worker-ttl": f"{self.settings.worker_silence_s} s"}
+            security = security_of(self.settings.tls)
+            encrypted = {} if security is None else {"security": security}
             with dask.config.set(silence):
                 return self._stack.enter_context(
-                    local_cluster(config.local, **config.cluster_kwargs)
+                    local_cluster(config.local, **{**encrypted, **config.cluster_kwargs})
                 )
         name = to_qualified_name(make)
         self.logger.info(f"Creating a new Dask cluster with `{name}`")
