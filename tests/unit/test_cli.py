@@ -16,7 +16,16 @@ from deepflow.cli.version import TESTED
 from deepflow.observe import metrics
 from deepflow.settings import Settings
 
-COMMANDS = ("demo", "explain", "metrics", "replay", "settings", "simulate", "version")
+COMMANDS = (
+    "certificates",
+    "demo",
+    "explain",
+    "metrics",
+    "replay",
+    "settings",
+    "simulate",
+    "version",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -32,6 +32,8 @@ _OTHERS: Final = "dask"
 """The flow, and the job, of tasks that are not ours."""
 _MOST_SPREAD: Final = 1.2
 _MAX_PAIRS: Final = 4096
+Alike = dict[tuple[str, str, int], float]
+"""Expected seconds by flow, task and input bytes, for the time of one call."""
 _GPU_HEAD_START: Final = 0.25
 """A GPU never tried is taken to need this share of the time: so that it is tried."""
 
@@ -142,10 +144,11 @@ class Mirror:
     def submitted(self, tasks: Iterable[TaskState], now_s: float) -> list[Known]:
         """Tasks came to the scheduler: what they should take, and how much comes after each."""
         new: list[tuple[TaskState, Known]] = []
+        alike: Alike = {}
         for state in tasks:
             if state.key in self.known or state.run_spec is None:
                 continue
-            new.append((state, self._remember(state, now_s)))
+            new.append((state, self._remember(state, now_s, alike)))
         # Dask numbers a graph's tasks so that what depends on another comes after it.
         new.sort(key=lambda pair: pair[0].priority or (), reverse=True)
         for state, known in new:
@@ -154,7 +157,7 @@ class Mirror:
             self._raise_ranks_before(state, known)
         return [known for _, known in new]
 
-    def _remember(self, state: TaskState, now_s: float) -> Known:
+    def _remember(self, state: TaskState, now_s: float, alike: Alike) -> Known:
         note = note_of(state.annotations)
         if note is None:
             note = {"task": state.prefix.name, "flow": _OTHERS, "run": _OTHERS}
@@ -171,15 +174,20 @@ class Mirror:
         known = Known(state.key, note.get("task") or state.prefix.name, note, job)
         self.known[state.key] = self._open[run][state.key] = known
         self._n_left[run] += 1
-        known.expected_s = self._expected_s(known)
+        known.expected_s = self._expected_s(known, alike)
         job.known_work_s += known.expected_s
         return known
 
-    def _expected_s(self, known: Known) -> float:
+    def _expected_s(self, known: Known, alike: Alike) -> float:
+        """Seconds; `alike` keeps what was found for tasks of which nothing else is known."""
         flow, name = known.job.flow, known.name
-        one = self.estimates.run_s(flow, name, None, known.input_bytes)
-        spread = self.estimates.spread(flow, name, None)
-        return _sound(one * _mean_over_median(spread) * known.n_runs, known)
+        key = flow, name, known.input_bytes
+        one = alike.get(key)
+        if one is None:
+            one = self.estimates.run_s(flow, name, None, known.input_bytes)
+            one *= _mean_over_median(self.estimates.spread(flow, name, None))
+            alike[key] = one = _sound(one, known)
+        return one * known.n_runs
 
     def _rank(self, state: TaskState, known: Known) -> float:
         after_s = max(
@@ -210,7 +218,7 @@ class Mirror:
         """A task whose inputs are all there, as the policies see it."""
         known = self.known.get(state.key)
         if known is None:
-            known = self._remember(state, now_s)
+            known = self._remember(state, now_s, {})
             known.rank_s = known.expected_s
         note, job = known.note, known.job
         inputs = [
@@ -299,9 +307,10 @@ class Mirror:
         states.sort(key=lambda state: state.priority or (), reverse=True)
         job.known_work_s = job.done_work_s
         renewed = []
+        alike: Alike = {}
         for state in states:
             known = self.known[state.key]
-            known.expected_s = self._expected_s(known)
+            known.expected_s = self._expected_s(known, alike)
             job.known_work_s += known.expected_s
             known.rank_s = self._rank(state, known)
             renewed.append(known)
