@@ -1,4 +1,7 @@
-"""For all tests: what flow runs leave behind goes to a folder of the tests' own."""
+"""For all tests: what flow runs leave behind goes to a folder of the tests' own, and no luck.
+
+Properties are tried on the same examples in every run, and however long one takes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("deepflow", derandomize=True, deadline=None)
+settings.load_profile("deepflow")
 
 
 @pytest.fixture(scope="session", autouse=True)
