@@ -145,7 +145,7 @@ def encode(data: Buffer, codec: str, dtype: str | None = None) -> Buffer:
 
 def decode(data: Buffer, codec: str, dtype: str | None, size_bytes: int) -> memoryview:
     """The `size_bytes` bytes that were encoded, writable; `FrameError` if they are not there."""
-    out = memoryview(np.empty(size_bytes, np.uint8))
+    out = np.empty(size_bytes, np.uint8).data
     decode_into(data, parse(codec).number, dtype, out)
     return out
 

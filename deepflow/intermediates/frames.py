@@ -2,8 +2,8 @@
 
 Little-endian. A header, then chunks:
 
-    magic "DFfr" | version u8 | codec u8 | dtype length u8 | 0 | logical bytes u64 | stored bytes u64
-    | chunks u32 | dtype, ASCII | crc32 u32 of all before
+    magic "DFfr" | version u8 | codec u8 | dtype length u8 | 0 | logical bytes u64
+    | stored bytes u64 | chunks u32 | dtype, ASCII | crc32 u32 of all before
     chunk: codec u8 | 0 0 0 | logical bytes u32 | stored bytes u32 | crc32 u32 | the stored bytes
 
 ``stored bytes`` counts the chunks with their heads. A chunk that did not shrink is raw, whatever
@@ -120,7 +120,7 @@ def unpack(frame: Buffer | Iterable[Buffer], threads: int = 1) -> memoryview:
 
 
 def read_frame(source: Source, threads: int = 1) -> tuple[memoryview, Header]:
-    """The next frame of a source: its buffer, writable, and its header. `FrameError` as `unpack`."""
+    """The next frame of a source: its buffer, writable, and its header; errors as `unpack`."""
     header = _read_header(source)
     if header.stored_bytes > source.left_bytes:
         raise FrameError(
@@ -164,7 +164,7 @@ class Source:
         self.left_bytes = sum(part.nbytes for part in self._parts)
 
     def take(self, n_bytes: int) -> memoryview:
-        """The next `n_bytes`: a view where they lie in one buffer. `FrameError` if fewer are left."""
+        """The next bytes, as a view where they lie in one buffer; `FrameError` if too few."""
         if n_bytes > self.left_bytes:
             raise FrameError(
                 f"{n_bytes} bytes are needed but only {self.left_bytes} follow: cut off; {_REMEDY}"
@@ -222,7 +222,7 @@ def _chunk_crc(crc: int, position: int, number: int, n_bytes: int, coded: Buffer
 
 def _allocate(n_bytes: int) -> memoryview:
     try:
-        return memoryview(np.empty(n_bytes, np.uint8))
+        return np.empty(n_bytes, np.uint8).data
     except (MemoryError, ValueError, OverflowError) as exc:
         raise FrameError(f"there is no memory for the {n_bytes} bytes of this frame") from exc
 

@@ -88,6 +88,9 @@ def _arrow_slice(stream: Any, is_batch: bool) -> Any:
         return reader.read_next_batch() if is_batch else reader.read_all()
 
 
+_AS_IN_NUMPY: Final = frozenset(["float16", "float32", "float64", "int16", "int32", "int64"])
+
+
 def _reduce_tensor(tensor: Any) -> Any:
     """Plain tensors in this machine's memory as numpy arrays, the others as torch does."""
     import torch
@@ -111,13 +114,7 @@ def _reduce_tensor(tensor: Any) -> Any:
     flat = flat.reshape(-1)
     if tensor.dtype is torch.bfloat16:  # has no numpy type
         flat = flat.view(torch.int16)
-    elif tensor.dtype not in (
-        torch.float16,
-        torch.float32,
-        torch.float64,
-        torch.int64,
-        torch.int32,
-    ):
+    elif str(tensor.dtype).removeprefix("torch.") not in _AS_IN_NUMPY:
         flat = flat.view(torch.uint8)
     octets = flat.numpy()
     is_parameter = type(tensor) is torch.nn.Parameter

@@ -48,14 +48,17 @@ def choose_by_type(data: memoryview, dtype: str | None) -> str:
 
 
 def dump(value: object, choose: Choose = choose_by_type, threads: int = 1) -> list[Buffer]:
-    """`value` as buffers, to be written one after the other; large data that stays raw is not copied.
+    """`value` as buffers, to be written one after the other.
 
-    Keep the value unchanged until they are written. Raises what pickling raises.
+    Large data that stays raw is not copied: keep the value unchanged until they are written. Raises what pickling raises.
     """
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler = _ValuePickler(file, buffers.append)
-    pickler.dump(LargeBytes(value) if _is_large_bytes(value) else value)
+    stood_for = value
+    if isinstance(value, (bytes, bytearray)) and type(value) in (bytes, bytearray):
+        stood_for = LargeBytes(value) if len(value) >= LARGE_BYTES else value
+    pickler.dump(stood_for)
     views = [memoryview(buffer) for buffer in buffers]
     flags = bytes(view.readonly for view in views)
     prelude = _PRELUDE.pack(_MAGIC, VERSION, len(views)) + flags
@@ -95,10 +98,6 @@ def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
         contents.append(octets.toreadonly() if is_readonly else octets)
     source.expect_end()
     return pickle.loads(pickled, buffers=contents)
-
-
-def _is_large_bytes(value: object) -> bool:
-    return type(value) in (bytes, bytearray) and len(value) >= LARGE_BYTES  # type: ignore[arg-type]
 
 
 class _ValuePickler(EnvelopePickler):
