@@ -50,7 +50,8 @@ def choose_by_type(data: memoryview, dtype: str | None) -> str:
 def dump(value: object, choose: Choose = choose_by_type, threads: int = 1) -> list[Buffer]:
     """`value` as buffers, to be written one after the other.
 
-    Large data that stays raw is not copied: keep the value unchanged until they are written. Raises what pickling raises.
+    Large data that stays raw is not copied: keep the value unchanged until they are written.
+    Raises what pickling raises.
     """
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
