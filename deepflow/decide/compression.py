@@ -252,8 +252,8 @@ class Chooser:
             plan = choose(size_bytes, (), link_bytes_per_s, idle_cores)
             return Plan("raw", 0, plan.predicted_s, plan.raw_s, "by-passed: it lost twice in a row")
         plan = choose(size_bytes, known.samples, link_bytes_per_s, idle_cores)
-        if samples:
-            known.losses = known.losses + 1 if plan.codec == "raw" else 0
+        if samples and plan.codec == "raw":  # a win is one only when `record` has seen it
+            known.losses += 1
         return plan
 
     def record(self, key: Key, size_bytes: int, plan: Plan, actual_s: float) -> Outcome:

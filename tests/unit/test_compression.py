@@ -66,6 +66,17 @@ def test_slower_than_raw_is_a_loss_and_is_logged():
     assert chooser.wants_sample(KEY, 10**7)
 
 
+def test_what_samples_well_and_still_loses_is_bypassed():
+    chooser = Chooser()
+    picked = []
+    for _ in range(10):
+        wanted = chooser.wants_sample(KEY, 10**7)
+        plan = chooser.plan(KEY, 10**7, 1e7, 1, [GOOD] if wanted else [])
+        chooser.record(KEY, 10**7, plan, 2 * plan.raw_s)
+        picked.append(plan.codec)
+    assert picked == ["shuffle+zstd"] * 2 + ["raw"] * 8
+
+
 def test_a_fixed_setting_is_obeyed_without_sampling():
     chooser = Chooser("zstd:3")
     assert not chooser.wants_sample(KEY, 10**9)
