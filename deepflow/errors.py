@@ -7,6 +7,7 @@
     ├── ClusterUnreachableError   ConnectionError  no scheduler answers at the address
     ├── IncompatibleVersionError  RuntimeError     versions that cannot work together
     ├── JournalError              ValueError       a journal that is foreign, damaged or not there
+    ├── FrameError                ValueError       stored or sent bytes that are damaged or foreign
     ├── GeneratorTaskError        TypeError        a generator that would be silently emptied
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigurationError",
     "ContextMissingError",
     "DeepflowError",
+    "FrameError",
     "GeneratorTaskError",
     "HintError",
     "HistoryError",
@@ -81,6 +83,13 @@ class IncompatibleVersionError(DeepflowError, RuntimeError):
 
 class JournalError(DeepflowError, ValueError):
     """A file that is no journal, a damaged one, or one that lacks what is asked of it."""
+
+
+class FrameError(DeepflowError, ValueError):
+    """Bytes that were stored or sent are damaged, cut off, foreign, or need what is not here.
+
+    The copy they came from is lost: read another one, or compute the value again.
+    """
 
 
 class GeneratorTaskError(DeepflowError, TypeError):

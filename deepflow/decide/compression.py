@@ -1,0 +1,279 @@
+"""Whether to compress a result before it is sent, and how: the least predicted time.
+
+Pure: sampled ratios and speeds come in, a plan goes out. With `n` bytes, link `B`, coding speed
+`C` and decoding speed `D` of one core in bytes/s, ratio `R`, `k` cores and chunks of `c` bytes:
+
+    raw         n / B
+    serial      n / C + n / (R B) + n / D
+    pipelined   max(n / (k C), n / (R B), n / (k D)) + c / C + c / D
+
+A codec is taken only where it is predicted to save a tenth of raw's time, and for 128 kB and more.
+After two samples in a row that lose for the same task, type and link, the question is by-passed:
+raw, without sampling, except for one in 64. Each plan is logged with what it then took, so that
+the regret of the choice can be computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from deepflow.errors import ConfigurationError, nearest
+
+__all__ = [
+    "CODEC_NAMES",
+    "Chooser",
+    "CompressionLog",
+    "Outcome",
+    "Plan",
+    "Sample",
+    "candidates",
+    "choose",
+    "parse_compression",
+    "predict_s",
+]
+
+CODEC_NAMES: Final = ("raw", "zstd", "shuffle+zstd", "shuffle+lz4", "bytedelta+zstd", "pco")
+"""What a user may name; `zstd` also with a level from 1 to 19, as ``zstd:3``."""
+
+RAW_BELOW_BYTES: Final = 128_000
+MARGIN: Final = 0.10
+LOSSES_TO_BYPASS: Final = 2
+PROBE_EVERY: Final = 64
+CHUNK_BYTES: Final = 1 << 20
+_MAX_KEYS: Final = 4_096
+
+Key = tuple[str, str | None, str]
+"""Task, element type, link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a codec did to a part of the buffer, on one core; speeds in logical bytes per second."""
+
+    codec: str
+    ratio: float
+    encode_bytes_per_s: float
+    decode_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A codec, on how many threads, and the seconds predicted for it and for sending raw."""
+
+    codec: str
+    threads: int
+    predicted_s: float
+    raw_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan and what it took; ``regret_s`` how much longer than raw, as predicted."""
+
+    key: Key
+    size_bytes: int
+    plan: Plan
+    actual_s: float
+
+    @property
+    def regret_s(self) -> float:
+        """Seconds lost against sending raw, as far as raw's prediction can tell."""
+        return max(0.0, self.actual_s - self.plan.raw_s)
+
+    @property
+    def error(self) -> float:
+        """Actual over predicted seconds; 1 is exact."""
+        return self.actual_s / self.plan.predicted_s if self.plan.predicted_s > 0 else math.inf
+
+
+def parse_compression(setting: str) -> str:
+    """The setting, checked: ``adaptive``, ``off``, or a codec's name, perhaps with zstd's level.
+
+    `ConfigurationError` names the choices.
+    """
+    family, _, level = setting.partition(":")
+    if setting in ("adaptive", "off", *CODEC_NAMES):
+        return setting
+    if family == "zstd" and level.isascii() and level.isdigit() and 1 <= int(level) <= 19:
+        return setting
+    known = ("adaptive", "off", *CODEC_NAMES)
+    close = nearest(family, known)
+    hint = f" (did you mean {close!r}?)" if close and close != family else ""
+    raise ConfigurationError(
+        f"compression={setting!r} is not known{hint}: use one of {', '.join(known)}, or zstd with "
+        "a level from zstd:1 to zstd:19"
+    )
+
+
+def candidates(dtype: str | None, element_bytes: int) -> tuple[str, ...]:
+    """The codecs worth sampling for an element type, the likeliest first."""
+    if dtype is None or element_bytes <= 1:
+        return ("zstd:1",)
+    return ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd", "pco")
+
+
+def predict_s(
+    size_bytes: int,
+    sample: Sample,
+    link_bytes_per_s: float,
+    threads: int,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> float:
+    """Seconds to code, send and decode; `threads` 0: one after the other, else in a pipeline."""
+    coding = size_bytes / sample.encode_bytes_per_s
+    sending = size_bytes / sample.ratio / link_bytes_per_s
+    decoding = size_bytes / sample.decode_bytes_per_s
+    if threads == 0:
+        return coding + sending + decoding
+    ends = min(1.0, chunk_bytes / size_bytes) * (coding + decoding)
+    return max(coding / threads, sending, decoding / threads) + ends
+
+
+def choose(
+    size_bytes: int,
+    samples: Iterable[Sample],
+    link_bytes_per_s: float,
+    idle_cores: int,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Plan:
+    """The least predicted time among raw and each codec on 1 to `idle_cores` threads.
+
+    With no idle core, coding and sending take turns (``threads`` 0). `link_bytes_per_s` must be
+    known and above 0, else raw. The fewest threads are taken that come within 2 % of the least
+    time, since a core that brings nothing is a core taken from a task.
+    """
+    if not link_bytes_per_s > 0 or math.isinf(link_bytes_per_s):
+        return Plan("raw", 0, 0.0, 0.0, "the link's speed is not known")
+    raw_s = size_bytes / link_bytes_per_s
+    raw = Plan("raw", 0, raw_s, raw_s, "nothing saves a tenth")
+    if size_bytes < RAW_BELOW_BYTES:
+        return Plan("raw", 0, raw_s, raw_s, f"below {RAW_BELOW_BYTES} bytes")
+    threads = range(1, idle_cores + 1) if idle_cores > 0 else (0,)
+    usable = [s for s in samples if s.codec != "raw" and _is_sound(s)]
+    options = [
+        (predict_s(size_bytes, sample, link_bytes_per_s, n, chunk_bytes), n, sample.codec)
+        for sample in usable
+        for n in threads
+    ]
+    if not options:
+        return raw
+    least = min(options)[0]
+    if least > (1 - MARGIN) * raw_s:
+        return raw
+    limit = min(1.02 * least, (1 - MARGIN) * raw_s)
+    predicted_s, n, codec = min(
+        (option for option in options if option[0] <= limit), key=lambda option: (option[1], option)
+    )
+    return Plan(codec, n, predicted_s, raw_s, f"{raw_s / predicted_s:.1f} times faster than raw")
+
+
+def _is_sound(sample: Sample) -> bool:
+    numbers = (sample.ratio, sample.encode_bytes_per_s, sample.decode_bytes_per_s)
+    return all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+class CompressionLog:
+    """The last outcomes, and totals of all; bounded."""
+
+    def __init__(self, keep: int = 1_000) -> None:
+        self.outcomes: deque[Outcome] = deque(maxlen=keep)
+        self.n = 0
+        self.regret_s = 0.0
+        self.saved_s = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome: what was lost against raw's prediction, or saved."""
+        self.outcomes.append(outcome)
+        self.n += 1
+        self.regret_s += outcome.regret_s
+        self.saved_s += max(0.0, outcome.plan.raw_s - outcome.actual_s)
+
+
+@dataclass(slots=True)
+class _Known:
+    samples: tuple[Sample, ...] = ()
+    losses: int = 0
+    asked: int = 0
+
+
+@dataclass(slots=True)
+class Chooser:
+    """The choice with its memory for each task, element type and link. Not thread-safe.
+
+    Ask `wants_sample`; if so, sample and give it to `plan`; then tell `record` what it took. A
+    `setting` other than ``adaptive`` is obeyed without sampling. Remembers 4,096 keys.
+    """
+
+    setting: str = "adaptive"
+    log: CompressionLog = field(default_factory=CompressionLog)
+    _known: OrderedDict[Key, _Known] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        parse_compression(self.setting)
+
+    def wants_sample(self, key: Key, size_bytes: int) -> bool:
+        """Whether `plan` would use a sample now: not for small or by-passed ones, or known ones.
+
+        A sample is renewed once in 64 plans of its key.
+        """
+        if self.setting != "adaptive" or size_bytes < RAW_BELOW_BYTES:
+            return False
+        known = self._known.get(key)
+        if known is None:
+            return True
+        is_due = known.asked % PROBE_EVERY == 0
+        if known.losses >= LOSSES_TO_BYPASS:
+            return is_due
+        return is_due or not known.samples or known.losses > 0
+
+    def plan(
+        self,
+        key: Key,
+        size_bytes: int,
+        link_bytes_per_s: float,
+        idle_cores: int,
+        samples: Sequence[Sample] = (),
+    ) -> Plan:
+        """What to do with a buffer; `samples` are those that `wants_sample` asked for."""
+        if self.setting != "adaptive":
+            return self._fixed(size_bytes, link_bytes_per_s, idle_cores)
+        if size_bytes < RAW_BELOW_BYTES:
+            return choose(size_bytes, (), link_bytes_per_s, idle_cores)
+        known = self._remembered(key)
+        known.asked += 1
+        if samples:
+            known.samples = tuple(samples)
+        elif known.losses >= LOSSES_TO_BYPASS:
+            plan = choose(size_bytes, (), link_bytes_per_s, idle_cores)
+            return Plan("raw", 0, plan.predicted_s, plan.raw_s, "by-passed: it lost twice in a row")
+        plan = choose(size_bytes, known.samples, link_bytes_per_s, idle_cores)
+        if samples and plan.codec == "raw":  # a win is one only when `record` has seen it
+            known.losses += 1
+        return plan
+
+    def record(self, key: Key, size_bytes: int, plan: Plan, actual_s: float) -> Outcome:
+        """Log what a plan took; one that was slower than raw's prediction counts as a loss."""
+        outcome = Outcome(key, size_bytes, plan, actual_s)
+        self.log.add(outcome)
+        known = self._known.get(key)
+        if known is not None and plan.codec != "raw":
+            known.losses = known.losses + 1 if actual_s > plan.raw_s else 0
+        return outcome
+
+    def _fixed(self, size_bytes: int, link_bytes_per_s: float, idle_cores: int) -> Plan:
+        raw_s = size_bytes / link_bytes_per_s if link_bytes_per_s > 0 else 0.0
+        codec = "raw" if self.setting == "off" else self.setting
+        threads = 0 if codec == "raw" else max(0, idle_cores)
+        return Plan(codec, threads, raw_s, raw_s, "fixed by the setting")
+
+    def _remembered(self, key: Key) -> _Known:
+        known = self._known.setdefault(key, _Known())
+        self._known.move_to_end(key)
+        if len(self._known) > _MAX_KEYS:
+            self._known.popitem(last=False)
+        return known

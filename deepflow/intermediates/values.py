@@ -1,0 +1,195 @@
+"""A Python value as frames: its pickle, and each large buffer with the codec that its type wants.
+
+    magic "DFva" | version u8 | 0 0 0 | buffers u32 | read-only flags, a byte each | crc32 u32
+    frame of the pickle | frame of each buffer, in the order the pickle refers to them
+
+What the value is made of decides the element types: numpy arrays and the blocks of data frames say
+theirs, Arrow columns are asked, tensors travel as numpy arrays. Columns of Python strings that
+repeat are sent as their distinct values and codes.
+
+`load` runs a pickle: as with pickle itself, only load what a trusted program has written.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import numpy as np
+
+from deepflow.errors import FrameError
+from deepflow.intermediates import frames
+from deepflow.intermediates.codecs import Buffer, element_bytes
+from deepflow.intermediates.pickling import LARGE_BYTES, EnvelopePickler, LargeBytes
+
+__all__ = ["Choose", "choose_by_type", "dump", "load"]
+
+Choose = Callable[[memoryview, str | None], str]
+"""Which codec a buffer gets, by its bytes and the type of its elements (None: unknown)."""
+
+VERSION: Final = 1
+RAW_BELOW_BYTES: Final = 4_096
+
+_MAGIC: Final = b"DFva"
+_PRELUDE: Final = struct.Struct("<4sBxxxI")
+_SUM: Final = struct.Struct("<I")
+_FACTORISE_FROM: Final = 64
+
+
+def choose_by_type(data: memoryview, dtype: str | None) -> str:
+    """Without any knowledge of the link: shuffled zstd for typed elements, zstd for the others."""
+    if data.nbytes < RAW_BELOW_BYTES:
+        return "raw"
+    return "shuffle+zstd" if element_bytes(dtype) > 1 else "zstd:1"
+
+
+def dump(value: object, choose: Choose = choose_by_type, threads: int = 1) -> list[Buffer]:
+    """`value` as buffers, to be written one after the other.
+
+    Large data that stays raw is not copied: keep the value unchanged until they are written.
+    Raises what pickling raises.
+    """
+    file = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler = _ValuePickler(file, buffers.append)
+    stood_for = value
+    if isinstance(value, (bytes, bytearray)) and type(value) in (bytes, bytearray):
+        stood_for = LargeBytes(value) if len(value) >= LARGE_BYTES else value
+    pickler.dump(stood_for)
+    views = [memoryview(buffer) for buffer in buffers]
+    flags = bytes(view.readonly for view in views)
+    prelude = _PRELUDE.pack(_MAGIC, VERSION, len(views)) + flags
+    out: list[Buffer] = [prelude + _SUM.pack(zlib.crc32(prelude))]
+    parts: list[tuple[memoryview, str | None]] = [(file.getbuffer(), None)]
+    for buffer, view in zip(buffers, views, strict=True):
+        parts.append((buffer.raw(), pickler.dtype_of(view)))
+    for octets, dtype in parts:
+        out.extend(frames.pack(octets, choose(octets, dtype), dtype, threads))
+    return out
+
+
+def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
+    """The value that `dump` was given. `FrameError` if the bytes are not exactly what it wrote.
+
+    Arrays are writable where they were. Whatever else the value's own classes raise while they are
+    built passes through.
+    """
+    source = frames.Source(buffers)
+    fixed = bytes(source.take(_PRELUDE.size))
+    magic, version, n_buffers = _PRELUDE.unpack(fixed)
+    if magic != _MAGIC:
+        raise FrameError(f"these bytes are no value: they begin with {magic!r}, not {_MAGIC!r}")
+    if version != VERSION:
+        raise FrameError(
+            f"the value has version {version}, this program reads version {VERSION}: read it with "
+            "the version that wrote it, or compute it again if it is damaged"
+        )
+    flags = bytes(source.take(n_buffers))
+    (crc,) = _SUM.unpack(source.take(_SUM.size))
+    if zlib.crc32(fixed + flags) != crc:
+        raise FrameError("the value's prelude does not match its check sum; compute it again")
+    pickled, _ = frames.read_frame(source, threads)
+    contents = []
+    for is_readonly in flags:
+        octets, _ = frames.read_frame(source, threads)
+        contents.append(octets.toreadonly() if is_readonly else octets)
+    source.expect_end()
+    return pickle.loads(pickled, buffers=contents)
+
+
+class _ValuePickler(EnvelopePickler):
+    """Also notes the element types of Arrow's buffers, and factorises columns of strings."""
+
+    def __init__(self, file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any]) -> None:
+        super().__init__(file, protocol=5, buffer_callback=callback)
+        self._dtypes: dict[int, str] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for every object of no built-in type; NotImplemented leaves it to cloudpickle."""
+        kind = type(obj)
+        room = kind.__module__.partition(".")[0]
+        if room == "numpy" and kind is np.ndarray:
+            reduced = _reduce_objects(obj) if obj.dtype.kind == "O" else _reduce_dates(obj)
+            if reduced is not None:
+                return reduced
+        elif room == "pyarrow" and kind.__name__.endswith("Array") and hasattr(obj, "buffers"):
+            self._note_arrow(obj)
+        elif room == "pyarrow" and kind.__name__ in ("ChunkedArray", "Table", "RecordBatch"):
+            columns = [obj] if kind.__name__ == "ChunkedArray" else obj.columns
+            for column in columns:
+                for chunk in getattr(column, "chunks", [column]):
+                    self._note_arrow(chunk)
+        return super().reducer_override(obj)
+
+    def _note_arrow(self, array: Any) -> None:
+        dtype = _ARROW_DTYPES.get(str(array.type).partition("[")[0])
+        buffers = array.buffers()
+        if dtype and len(buffers) > 1 and buffers[1] is not None:
+            self._dtypes[buffers[1].address] = dtype
+
+    def dtype_of(self, view: memoryview) -> str | None:
+        """The element type of a buffer: as it says itself, or as noted on the way."""
+        if view.nbytes and self._dtypes:
+            noted = self._dtypes.get(np.frombuffer(view.cast("B"), np.uint8).ctypes.data)
+            if noted:
+                return noted
+        try:
+            dtype = np.dtype(view.format)
+        except (TypeError, ValueError):
+            return None
+        return dtype.str if dtype.itemsize == view.itemsize > 1 and dtype.kind != "V" else None
+
+
+_ARROW_DTYPES: Final = {
+    **{f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (16, 32, 64)},
+    "halffloat": "float16",
+    "float": "float32",
+    "double": "float64",
+    "string": "int32",
+    "binary": "int32",
+    "large_string": "int64",
+    "large_binary": "int64",
+    "timestamp": "int64",
+    "duration": "int64",
+    "date32": "int32",
+    "date64": "int64",
+}
+
+
+def _reduce_dates(array: Any) -> Any:
+    """Dates and time spans as their integers, since numpy's dates have no buffer of their own."""
+    if array.dtype.kind not in "mM" or not array.flags.c_contiguous or not array.dtype.isnative:
+        return None
+    return _viewed, (array.view(np.int64), array.dtype)
+
+
+def _viewed(array: Any, dtype: Any) -> Any:
+    return array.view(dtype)
+
+
+def _reduce_objects(array: Any) -> Any:
+    """Strings, None and NaN that repeat: the distinct ones and a code for each element."""
+    if array.size < _FACTORISE_FROM or not (array.flags.c_contiguous or array.flags.f_contiguous):
+        return None
+    order = "C" if array.flags.c_contiguous else "F"
+    flat = array.ravel(order=order).tolist()
+    if not set(map(type, flat)) <= {str, type(None), float}:
+        return None
+    code_of: dict[Any, int] = {}
+    codes = [code_of.setdefault(element, len(code_of)) for element in flat]
+    distinct = list(code_of)
+    # Floats other than NaN are left alone: 0.0 and -0.0 are one key.
+    if len(distinct) * 2 > len(flat) or any(type(d) is float and d == d for d in distinct):
+        return None
+    width = np.uint8 if len(distinct) <= 256 else np.uint16 if len(distinct) <= 65_536 else np.int64
+    return _expanded, (distinct, np.array(codes, width), array.shape, order)
+
+
+def _expanded(distinct: list[Any], codes: Any, shape: tuple[int, ...], order: Any) -> Any:
+    known = np.empty(len(distinct), object)
+    known[:] = distinct
+    return known[codes].reshape(shape, order=order)

@@ -1,0 +1,100 @@
+"""The choice to compress: the least predicted time, with a margin, and a memory of losses."""
+
+import numpy as np
+import pytest
+
+from deepflow.decide.compression import (
+    Chooser,
+    Sample,
+    choose,
+    parse_compression,
+    predict_s,
+)
+from deepflow.errors import ConfigurationError
+from deepflow.intermediates.sampling import sample
+
+KEY = ("task", "<f8", "a-b")
+GOOD = Sample("shuffle+zstd", 4.0, 800e6, 1600e6)
+BAD = Sample("zstd:1", 1.02, 400e6, 900e6)
+
+
+def test_the_serial_time_is_the_sum_by_hand():
+    assert predict_s(8_000_000, GOOD, 100e6, 0) == pytest.approx(0.01 + 0.02 + 0.005)
+
+
+def test_the_pipelined_time_is_the_slowest_stage_and_both_ends():
+    assert predict_s(8_000_000, GOOD, 100e6, 1, 800_000) == pytest.approx(0.02 + 0.0015)
+
+
+def test_a_slow_link_compresses_and_a_fast_one_does_not():
+    assert choose(64_000_000, [GOOD, BAD], 12.5e6, 2).codec == "shuffle+zstd"
+    assert choose(64_000_000, [GOOD, BAD], 5e9, 2).codec == "raw"
+
+
+def test_less_than_a_tenth_saved_is_raw():
+    exact = Sample("zstd:1", 1.1, 1e15, 1e15)
+    assert choose(10**7, [exact], 1e8, 1).codec == "raw"
+    assert choose(10**7, [Sample("zstd:1", 1.12, 1e15, 1e15)], 1e8, 1).codec == "zstd:1"
+
+
+def test_small_buffers_and_unknown_links_are_raw():
+    assert choose(127_999, [GOOD], 1e6, 2).codec == "raw"
+    assert choose(10**8, [GOOD], 0.0, 2).codec == "raw"
+
+
+def test_no_more_threads_than_bring_something():
+    assert choose(64_000_000, [GOOD], 1e6, 8).threads == 1
+
+
+def test_two_losing_samples_bypass_and_one_in_64_probes_again():
+    chooser = Chooser()
+    sampled = 0
+    for _ in range(130):
+        wanted = chooser.wants_sample(KEY, 10**7)
+        sampled += wanted
+        plan = chooser.plan(KEY, 10**7, 1e8, 1, [BAD] if wanted else [])
+        assert plan.codec == "raw"
+    assert sampled == 4  # 1st, 2nd, 65th, 129th
+
+
+def test_slower_than_raw_is_a_loss_and_is_logged():
+    chooser = Chooser()
+    plan = chooser.plan(KEY, 10**7, 1e7, 1, [GOOD])
+    outcome = chooser.record(KEY, 10**7, plan, plan.raw_s + 1)
+    assert outcome.regret_s == pytest.approx(1)
+    assert chooser.log.regret_s == pytest.approx(1)
+    assert chooser.wants_sample(KEY, 10**7)
+
+
+def test_what_samples_well_and_still_loses_is_bypassed():
+    chooser = Chooser()
+    picked = []
+    for _ in range(10):
+        wanted = chooser.wants_sample(KEY, 10**7)
+        plan = chooser.plan(KEY, 10**7, 1e7, 1, [GOOD] if wanted else [])
+        chooser.record(KEY, 10**7, plan, 2 * plan.raw_s)
+        picked.append(plan.codec)
+    assert picked == ["shuffle+zstd"] * 2 + ["raw"] * 8
+
+
+def test_a_fixed_setting_is_obeyed_without_sampling():
+    chooser = Chooser("zstd:3")
+    assert not chooser.wants_sample(KEY, 10**9)
+    assert chooser.plan(KEY, 10, 1e9, 2).codec == "zstd:3"
+    assert Chooser("off").plan(KEY, 10**9, 1e3, 2).codec == "raw"
+
+
+@pytest.mark.parametrize("setting", ["zsdt", "zstd:0", "zstd:99", "", "pco:1"])
+def test_a_bad_setting_names_the_choices(setting):
+    with pytest.raises(ConfigurationError, match="adaptive, off, raw, zstd"):
+        parse_compression(setting)
+
+
+def test_sampling_tells_ratios_and_leaves_out_what_does_not_suit():
+    data = np.cumsum(np.ones(500_000))
+    ticks = iter(np.arange(1000.0))
+    found = {s.codec: s for s in sample(data.data, "<f8", clock=lambda: next(ticks))}
+    assert found["pco"].ratio > found["shuffle+lz4"].ratio > 2
+    assert found["pco"].encode_bytes_per_s == pytest.approx(3 * 262_144)
+    assert [s.codec for s in sample(b"abc" * 9, None, ["pco", "zstd"])] == ["zstd"]
+    assert sample(b"") == []
