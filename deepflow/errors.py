@@ -11,6 +11,7 @@
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
     ├── HistoryError              RuntimeError     what was learned from past runs cannot be read
+    ├── StoredResultError         RuntimeError     a persisted result cannot be read or written
     └── InfrastructureError       RuntimeError     a worker or connection was lost
         └── ContextMissingError                    a worker has no context of the flow run
 
@@ -34,6 +35,7 @@ __all__ = [
     "InfrastructureError",
     "IsolatedProcessError",
     "JournalError",
+    "StoredResultError",
     "TaskCancelledError",
     "UnplaceableError",
     "nearest",
@@ -111,6 +113,10 @@ class HistoryError(DeepflowError, RuntimeError):
     def __init__(self, message: str, *, source: str | None = None) -> None:
         super().__init__(message)
         self.source = source
+
+
+class StoredResultError(DeepflowError, RuntimeError):
+    """A persisted result is damaged or foreign, or its storage does not answer."""
 
 
 class InfrastructureError(DeepflowError, RuntimeError):
