@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from deepflow.errors import DeepflowError
     from deepflow.locate.resolvers import register_resolver
     from deepflow.locate.shards import Shard, shards
+    from deepflow.runner.caching import CONTENT
     from deepflow.runner.client import DeepflowClient, get_async_dask_client, get_dask_client
     from deepflow.runner.future import DeepflowFuture
+    from deepflow.runner.serializer import DeepflowSerializer
     from deepflow.runner.server import EmbeddedServer
     from deepflow.runner.task_runner import DeepflowTaskRunner
     from deepflow.settings import Settings
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CONTENT": "deepflow.runner.caching",
     "DeepflowClient": "deepflow.runner.client",
     "DeepflowError": "deepflow.errors",
     "DeepflowFuture": "deepflow.runner.future",
+    "DeepflowSerializer": "deepflow.runner.serializer",
     "DeepflowTaskRunner": "deepflow.runner.task_runner",
     "EmbeddedServer": "deepflow.runner.server",
     "Settings": "deepflow.settings",
@@ -42,9 +46,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "CONTENT",
     "DeepflowClient",
     "DeepflowError",
     "DeepflowFuture",
+    "DeepflowSerializer",
     "DeepflowTaskRunner",
     "EmbeddedServer",
     "Hints",

@@ -12,6 +12,7 @@
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
     ├── HistoryError              RuntimeError     what was learned from past runs cannot be read
+    ├── StoredResultError         RuntimeError     a persisted result cannot be read or written
     └── InfrastructureError       RuntimeError     a worker or connection was lost
         └── ContextMissingError                    a worker has no context of the flow run
 
@@ -36,6 +37,7 @@ __all__ = [
     "InfrastructureError",
     "IsolatedProcessError",
     "JournalError",
+    "StoredResultError",
     "TaskCancelledError",
     "UnplaceableError",
     "nearest",
@@ -120,6 +122,10 @@ class HistoryError(DeepflowError, RuntimeError):
     def __init__(self, message: str, *, source: str | None = None) -> None:
         super().__init__(message)
         self.source = source
+
+
+class StoredResultError(DeepflowError, RuntimeError):
+    """A persisted result is damaged or foreign, or its storage does not answer."""
 
 
 class InfrastructureError(DeepflowError, RuntimeError):

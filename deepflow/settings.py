@@ -154,6 +154,11 @@ class Settings(BaseSettings):
     artifact: bool = Field(
         True, description="Whether a flow run ends with a report of its placement in the UI."
     )
+    result_serializer: Literal["prefect", "deepflow"] = Field(
+        "prefect",
+        description="How results are persisted where neither task nor flow names a serializer: "
+        "as Prefect's settings say, or deepflow: compressed by type, metadata apart.",
+    )
     worker_silence_s: float = Field(
         60.0,
         gt=0,

@@ -16,6 +16,7 @@ _COMMANDS = {
     "explain": "deepflow.cli.explain",
     "metrics": "deepflow.cli.metrics",
     "replay": "deepflow.cli.replay",
+    "results": "deepflow.cli.results",
     "settings": "deepflow.cli.settings",
     "simulate": "deepflow.cli.simulate",
     "version": "deepflow.cli.version",

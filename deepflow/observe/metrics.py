@@ -211,6 +211,18 @@ _TABLE: tuple[Metric, ...] = (
         "Results read back from result storage instead of running the task again.",
     ),
     Metric(
+        "deepflow_damaged_results_total",
+        "counter",
+        "results",
+        "Persisted results that were damaged or unreadable, and so were computed again.",
+    ),
+    Metric(
+        "deepflow_result_storage_retries_total",
+        "counter",
+        "calls",
+        "Calls of result storage that failed and were tried again.",
+    ),
+    Metric(
         "deepflow_context_fetches_total",
         "counter",
         "fetches",

@@ -72,6 +72,14 @@ def capture(api_url: str, results_topic: str, events_topic: str, runner: bytes) 
     )
 
 
+def persist_as_deepflow(captured: CapturedContext) -> None:
+    """Persist with the serializer `deepflow` where neither task nor flow names one."""
+    run = captured.flow_run
+    if run is not None and run["flow"].result_serializer is None:
+        for context in filter(None, (run, captured.parent_task_run)):
+            context.setdefault("result_store", {})["serializer"] = {"type": "deepflow"}
+
+
 def to_blob(value: Any) -> tuple[str, bytes]:
     """`(digest, cloudpickle)` of a value that is to be shipped once."""
     blob = cloudpickle.dumps(value, protocol=5)
@@ -140,6 +148,7 @@ class RunScope:
         from prefect.flows import Flow
         from prefect.tasks import Task
 
+        from deepflow.runner.storage import DeepflowResultStore
         from deepflow.runner.task_runner import DeepflowTaskRunner
 
         if not self._is_logging_ready:
@@ -159,8 +168,10 @@ class RunScope:
             self._flow_run = FlowRunContext(
                 **self.captured.flow_run, client=client, task_runner=runner, detached=True
             )
+            self._flow_run.result_store = DeepflowResultStore.of(self._flow_run.result_store)
         if self.captured.parent_task_run is not None and self._parent is None:
             self._parent = TaskRunContext(**self.captured.parent_task_run, client=client)
+            self._parent.result_store = DeepflowResultStore.of(self._parent.result_store)
 
     @contextmanager
     def entered(

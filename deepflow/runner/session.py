@@ -38,7 +38,7 @@ from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
 from deepflow.runner.client import DeepflowClient
 from deepflow.runner.config import RunnerConfig
-from deepflow.runner.context import capture, to_blob
+from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Item
 from deepflow.runner.placing import Placing
@@ -258,6 +258,8 @@ class Session:
         if known is not None:
             return known[0]
         captured = capture(_api_url(flow_run), self.topic, self.dispatcher.events_topic, b"")
+        if self.settings.result_serializer == "deepflow":
+            persist_as_deepflow(captured)
         digest, blob = to_blob(captured)
         ref = self.ship(digest, blob)
         with self._lock:

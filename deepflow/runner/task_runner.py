@@ -26,6 +26,9 @@ from deepflow.errors import GeneratorTaskError
 from deepflow.runner.call import Call
 from deepflow.runner.config import RunnerConfig
 from deepflow.runner.future import DeepflowFuture, DeepflowFutureList
+from deepflow.runner.serializer import (
+    DeepflowSerializer as DeepflowSerializer,  # Prefect knows it now
+)
 from deepflow.runner.session import Session, nested_session
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ EXAMPLES = [
     errors.TaskCancelledError("cancelled"),
     errors.IsolatedProcessError("killed", exit_code=-9),
     errors.HistoryError("damaged", source="history.db"),
+    errors.StoredResultError("damaged"),
     errors.InfrastructureError("lost", cause="worker-lost", worker="w-1", attempts=3),
     errors.ContextMissingError("no context", cause="context-missing", attempts=1),
 ]

@@ -1,0 +1,106 @@
+"""`deepflow results`: what can be done with persisted results."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from deepflow.cli._output import as_json, in_bytes, print_json, print_table
+from deepflow.errors import ConfigurationError
+
+
+@click.group("results", short_help="Convert persisted results between layouts.")
+def command() -> None:
+    """Example: deepflow results convert ~/.prefect/storage
+
+    What can be done with the results that tasks have persisted.
+    """
+
+
+@command.command("convert", short_help="Bring records into one layout.")
+@click.argument("source")
+@click.argument("dest", required=False)
+@click.option(
+    "--to",
+    "layout",
+    type=click.Choice(["deepflow", "prefect"]),
+    default="deepflow",
+    show_default=True,
+    help="deepflow: compressed bytes, metadata apart; prefect: one JSON document, pickled.",
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the file system, such as endpoint_url=http://host:9000; may be given again.",
+)
+@as_json
+def convert_command(
+    source: str, dest: str | None, layout: Any, options: tuple[str, ...], is_json: bool
+) -> None:
+    """Example: deepflow results convert s3://bucket/results s3://bucket/compact
+
+    Bring every record under SOURCE into one layout, in place or into DEST; both are paths or URLs
+    that fsspec knows. Each record is whole at every moment; the command may be stopped and given
+    again. Damaged records, and files that are no records, are named and left; the exit code is 1
+    then. Records are unpickled: convert only what you trust.
+
+    The states of runs that are over name the serializer that their results were written with:
+    where results are still read through such states (`flow_run.state.result()`), convert into DEST
+    and keep SOURCE.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from deepflow.runner.converting import Folder, convert
+
+    said = dict(_pair(option) for option in options)
+    folder = Folder(source, said)
+    target = Folder(dest, said) if dest is not None else folder
+    done = []
+    with ExitStack() as stack:
+        progress = Progress(
+            TextColumn("converting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[name]}", markup=False),
+            console=Console(stderr=True),
+            disable=is_json,
+        )
+        stack.enter_context(progress)
+        bar = progress.add_task("", total=len(folder.names()), name="")
+        for one in convert(folder, target, layout):
+            done.append(one)
+            progress.update(bar, advance=1, name=one.name[-40:])
+    damaged = [one for one in done if one.became == "damaged"]
+    converted = [one for one in done if one.became == "converted"]
+    before, after = (sum(one[i] for one in converted) for i in (2, 3))
+    if is_json:
+        print_json(
+            {
+                "converted": len(converted),
+                "kept": len(done) - len(converted) - len(damaged),
+                "bytes_before": before,
+                "bytes_after": after,
+                "damaged": [{"name": one.name, "why": one.why} for one in damaged],
+            }
+        )
+    else:
+        click.echo(
+            f"{len(converted)} converted ({in_bytes(before)} to {in_bytes(after)}), "
+            f"{len(done) - len(converted) - len(damaged)} kept, {len(damaged)} damaged"
+        )
+        if damaged:
+            print_table("Left as they are", ("record", "why"), ((d.name, d.why) for d in damaged))
+    if damaged:
+        raise SystemExit(1)
+
+
+def _pair(option: str) -> tuple[str, str]:
+    name, separator, value = option.partition("=")
+    if not separator:
+        raise ConfigurationError(f"--option {option!r} has no value; write NAME=VALUE")
+    return name, value
