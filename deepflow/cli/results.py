@@ -15,7 +15,7 @@ from deepflow.errors import ConfigurationError
 def command() -> None:
     """Example: deepflow results convert ~/.prefect/storage
 
-    What can be done with the results that tasks have persisted.
+    What can be done with the results that tasks have persisted. Each command takes --json.
     """
 
 
@@ -77,7 +77,8 @@ def convert_command(
             progress.update(bar, advance=1, name=one.name[-40:])
     damaged = [one for one in done if one.became == "damaged"]
     converted = [one for one in done if one.became == "converted"]
-    before, after = (sum(one[i] for one in converted) for i in (2, 3))
+    before = sum(one.bytes_before for one in converted)
+    after = sum(one.bytes_after for one in converted)
     if is_json:
         print_json(
             {

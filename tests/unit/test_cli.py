@@ -22,6 +22,7 @@ COMMANDS = (
     "explain",
     "metrics",
     "replay",
+    "results",
     "settings",
     "simulate",
     "version",

@@ -16,6 +16,7 @@ EXAMPLES = [
     errors.ClusterUnreachableError("nobody", address="tcp://10.0.0.1:8786"),
     errors.IncompatibleVersionError("too old"),
     errors.JournalError("torn"),
+    errors.FrameError("damaged"),
     errors.GeneratorTaskError("would be emptied"),
     errors.TaskCancelledError("cancelled"),
     errors.IsolatedProcessError("killed", exit_code=-9),
