@@ -16,34 +16,25 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
-import blosc2
 import cloudpickle
-import numpy as np
-import zstandard
-from pcodec import ChunkConfig, standalone
 
-from deepflow.errors import StoredResultError
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from deepflow.errors import FrameError, StoredResultError
+from deepflow.intermediates import codecs
+from deepflow.intermediates.codecs import Buffer
 
 MAGIC: Final = b"\x93dflow1\n"
 _DIGEST_BYTES: Final = 16
 _HEAD_BYTES: Final = len(MAGIC) + _DIGEST_BYTES
 _FRAME: Final = struct.Struct("<BcxxIQ")
-_RAW, _ZSTD, _SHUFFLE_ZSTD, _PCO = 0, 1, 2, 3
+_RAW, _ZSTD, _SHUFFLE_ZSTD, _PCO = (
+    codecs.parse(name).number for name in ("raw", "zstd", "shuffle+zstd", "pco")
+)
 _WORTH_BYTES: Final = 512
 _CHUNK_BYTES: Final = 4 * 1024**2
 _SAMPLE_BYTES: Final = 128 * 1024
 _NUMBERS: Final = "hHeiIlLqQfd"
-_SHUFFLED: Final[dict[str, Any]] = {
-    "codec": blosc2.Codec.ZSTD,
-    "clevel": 1,
-    "filters": [blosc2.Filter.SHUFFLE],
-    "filters_meta": [0],
-}
-_PCO_LEVEL: Final = 8
 _PRICE: Final = {_ZSTD: 1.0, _SHUFFLE_ZSTD: 1.0, _PCO: 1.25}
 """Storage wants ratio, but pcodec packs a few times slower: it has to be a fifth smaller."""
 
@@ -178,32 +169,15 @@ def _choose(view: memoryview, number: str) -> int:
     return best if sizes[best] < 0.97 * sum(one.nbytes for one in samples) else _RAW
 
 
-def _pack_chunk(codec: int, chunk: memoryview, number: str) -> bytes:
-    if codec == _RAW:
-        return bytes(chunk)
-    if codec == _PCO:
-        items = np.frombuffer(chunk, number)
-        packed: bytes = standalone.simple_compress(items, ChunkConfig(compression_level=_PCO_LEVEL))
-        return packed
-    if codec == _SHUFFLE_ZSTD:
-        shuffled: bytes = blosc2.compress2(
-            chunk, typesize=np.dtype(number).itemsize, nthreads=1, **_SHUFFLED
-        )
-        return shuffled
-    return zstandard.ZstdCompressor(level=1).compress(chunk)
+def _pack_chunk(codec: int, chunk: memoryview, number: str) -> Buffer:
+    return codecs.encode(chunk, codecs.BY_ID[codec].name, number)
 
 
 def _unpack_chunk(codec: int, chunk: memoryview, number: str, goal: memoryview) -> None:
-    if codec == _RAW:
-        goal[:] = chunk
-        return
-    if codec == _PCO:
-        standalone.simple_decompress_into(bytes(chunk), np.frombuffer(goal, number))
-        return
-    if codec == _SHUFFLE_ZSTD:
-        blosc2.decompress2(bytes(chunk), dst=goal, nthreads=1)
-        return
-    goal[:] = zstandard.ZstdDecompressor().decompress(chunk, max_output_size=goal.nbytes)
+    try:
+        codecs.decode_into(chunk, codec, number, goal)
+    except FrameError as error:
+        raise StoredResultError(f"the stored result cannot be read: {error}") from error
 
 
 def _in_threads(call: Callable[[T], U], jobs: Sequence[T]) -> Iterator[U]:

@@ -1,8 +1,8 @@
 """The Prefect result serializer `deepflow`: typed frames instead of base64 of a pickle.
 
 `@task(persist_result=True, result_serializer="deepflow")`, `DeepflowSerializer()`, or the setting
-`PREFECT_RESULTS_DEFAULT_SERIALIZER=deepflow`. The name is known once this module was imported, which
-importing `deepflow.DeepflowTaskRunner` does.
+`PREFECT_RESULTS_DEFAULT_SERIALIZER=deepflow`. The name is known once this module was imported,
+which importing `deepflow.DeepflowTaskRunner` does.
 """
 
 from __future__ import annotations
