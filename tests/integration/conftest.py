@@ -41,15 +41,21 @@ class Api:
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON answer to a POST."""
-        response = self._client.post(path, json=body or {})
-        response.raise_for_status()
-        return response.json()
+        return self._ask("POST", path, body or {})
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET."""
-        response = self._client.get(path)
-        response.raise_for_status()
-        return response.json()
+        return self._ask("GET", path, None)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        """Asked again while the server's SQLite is locked (503), as Prefect's own client does."""
+        end_s = time.monotonic() + 30
+        while True:
+            response = self._client.request(method, path, json=body)
+            if response.status_code != 503 or time.monotonic() > end_s:
+                response.raise_for_status()
+                return response.json()
+            time.sleep(0.5)
 
     def flow_run(self, flow_run_id: UUID | str) -> dict[str, Any]:
         """A flow run as the server has it."""
