@@ -27,6 +27,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from deepflow.decide.compression import parse_compression
 from deepflow.decide.place.registry import DEFAULT_POLICY
 from deepflow.errors import ConfigurationError, nearest
 
@@ -159,6 +160,27 @@ class Settings(BaseSettings):
         description="How results are persisted where neither task nor flow names a serializer: "
         "as Prefect's settings say, or deepflow: compressed by type, metadata apart.",
     )
+    transfer: Literal["deepflow", "stock"] = Field(
+        "deepflow",
+        description="How results travel between workers and to the driver: compressed where that "
+        "is faster, and not at all between processes of one host; or stock: as Dask does.",
+    )
+    compression: str = Field(
+        "adaptive",
+        description="Codec of results that travel: adaptive: the fastest by sample, link and idle "
+        "cores; off; or one for all, such as zstd, zstd:3, shuffle+lz4, shuffle+zstd, pco.",
+    )
+    shared_memory: str = Field(
+        "/dev/shm",
+        min_length=1,
+        description="Folder in memory through which processes of one host hand results over; off.",
+    )
+    shared_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="The most that a worker lays there; none: a quarter of its memory. A tenth of "
+        "the file system is left free in any case.",
+    )
     worker_silence_s: float = Field(
         60.0,
         gt=0,
@@ -186,6 +208,11 @@ class Settings(BaseSettings):
         if not (rest if separator else address).strip():
             raise ValueError(f"{address!r} names no host; write tcp://host:port")
         return address
+
+    @field_validator("compression")
+    @classmethod
+    def _compression_is_known(cls, compression: str) -> str:
+        return parse_compression(compression)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

@@ -45,6 +45,9 @@ LOSSES_TO_BYPASS: Final = 2
 PROBE_EVERY: Final = 64
 CHUNK_BYTES: Final = 1 << 20
 _MAX_KEYS: Final = 4_096
+_ONE_AT_A_TIME: Final = ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd")
+"""blosc2 holds Python's lock while it works: more threads bring nothing (1.7 GB/s by one, 1.6 by
+two), where pco and zstd go twice as fast (`python -m tests.benchmarks.codecs`)."""
 
 Key = tuple[str, str | None, str]
 """Task, element type, link."""
@@ -159,6 +162,7 @@ def choose(
         (predict_s(size_bytes, sample, link_bytes_per_s, n, chunk_bytes), n, sample.codec)
         for sample in usable
         for n in threads
+        if n < 2 or sample.codec not in _ONE_AT_A_TIME
     ]
     if not options:
         return raw

@@ -19,6 +19,9 @@ __all__ = ["PART_BYTES", "PARTS", "sample"]
 
 PARTS: Final = 3
 PART_BYTES: Final = 262_144
+"""The most of each part; a buffer below 16 MiB has shorter ones, down to the least."""
+_LEAST_PART_BYTES: Final = 32_768
+_PART_SHARE: Final = 64
 _SHORTEST_S: Final = 1e-7
 
 
@@ -51,7 +54,8 @@ def sample(
 
 
 def _parts(octets: memoryview, width: int) -> list[memoryview]:
-    step = max(width, PART_BYTES // width * width)
+    wanted = min(PART_BYTES, max(_LEAST_PART_BYTES, octets.nbytes // _PART_SHARE))
+    step = max(width, wanted // width * width)
     if octets.nbytes <= PARTS * step:
         return [octets]
     middle = (octets.nbytes - step) // 2 // width * width

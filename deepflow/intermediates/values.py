@@ -16,7 +16,8 @@ import io
 import pickle
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,30 @@ from deepflow.intermediates import frames
 from deepflow.intermediates.codecs import Buffer, element_bytes
 from deepflow.intermediates.pickling import LARGE_BYTES, EnvelopePickler, LargeBytes
 
-__all__ = ["Choose", "choose_by_type", "dump", "load"]
+__all__ = [
+    "Choose",
+    "Part",
+    "assemble",
+    "choose_by_type",
+    "disassemble",
+    "dump",
+    "dump_parts",
+    "load",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One buffer of a value: its bytes, the type of its elements (None: unknown), its flag.
+
+    ``task`` is whose result it belongs to, where that is known.
+    """
+
+    octets: memoryview
+    dtype: str | None
+    is_readonly: bool
+    task: str = ""
+
 
 Choose = Callable[[memoryview, str | None], str]
 """Which codec a buffer gets, by its bytes and the type of its elements (None: unknown)."""
@@ -53,23 +77,48 @@ def dump(value: object, choose: Choose = choose_by_type, threads: int = 1) -> li
     Large data that stays raw is not copied: keep the value unchanged until they are written.
     Raises what pickling raises.
     """
+    return dump_parts(disassemble(value), lambda part: choose(part.octets, part.dtype), threads)
+
+
+def dump_parts(
+    parts: Sequence[Part], choose: Callable[[Part], str], threads: int = 1
+) -> list[Buffer]:
+    """As `dump`, of a value that has been taken apart."""
+    prelude = _PRELUDE.pack(_MAGIC, VERSION, len(parts) - 1)
+    prelude += bytes(part.is_readonly for part in parts[1:])
+    out: list[Buffer] = [prelude + _SUM.pack(zlib.crc32(prelude))]
+    for part in parts:
+        out.extend(frames.pack(part.octets, choose(part), part.dtype, threads))
+    return out
+
+
+def disassemble(value: object, task: str = "") -> list[Part]:
+    """The pickle of a value, and after it each large buffer that it refers to, not copied.
+
+    Keep the value unchanged as long as the parts are used. Raises what pickling raises.
+    """
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler = _ValuePickler(file, buffers.append)
     stood_for = value
-    if isinstance(value, (bytes, bytearray)) and type(value) in (bytes, bytearray):
-        stood_for = LargeBytes(value) if len(value) >= LARGE_BYTES else value
+    if type(value) in (bytes, bytearray) and len(value) >= LARGE_BYTES:  # type: ignore[arg-type]
+        stood_for = LargeBytes(value)  # type: ignore[arg-type]
     pickler.dump(stood_for)
-    views = [memoryview(buffer) for buffer in buffers]
-    flags = bytes(view.readonly for view in views)
-    prelude = _PRELUDE.pack(_MAGIC, VERSION, len(views)) + flags
-    out: list[Buffer] = [prelude + _SUM.pack(zlib.crc32(prelude))]
-    parts: list[tuple[memoryview, str | None]] = [(file.getbuffer(), None)]
-    for buffer, view in zip(buffers, views, strict=True):
-        parts.append((buffer.raw(), pickler.dtype_of(view)))
-    for octets, dtype in parts:
-        out.extend(frames.pack(octets, choose(octets, dtype), dtype, threads))
-    return out
+    parts = [Part(file.getbuffer(), None, True, task)]
+    for buffer in buffers:
+        view = memoryview(buffer)
+        parts.append(Part(buffer.raw(), pickler.dtype_of(view), view.readonly, task))
+    return parts
+
+
+def assemble(octets: Sequence[memoryview], readonly: Sequence[bool]) -> Any:
+    """The value of parts, made on top of their memory and not copied: of each the bytes, and
+    whether its array was read-only. Raises what unpickling raises.
+    """
+    pickled, *contents = octets
+    flags = readonly[1:]
+    views = [o.toreadonly() if flag else o for o, flag in zip(contents, flags, strict=True)]
+    return pickle.loads(pickled, buffers=views)
 
 
 def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
@@ -92,13 +141,9 @@ def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
     (crc,) = _SUM.unpack(source.take(_SUM.size))
     if zlib.crc32(fixed + flags) != crc:
         raise FrameError("the value's prelude does not match its check sum; compute it again")
-    pickled, _ = frames.read_frame(source, threads)
-    contents = []
-    for is_readonly in flags:
-        octets, _ = frames.read_frame(source, threads)
-        contents.append(octets.toreadonly() if is_readonly else octets)
+    octets = [frames.read_frame(source, threads)[0] for _ in range(n_buffers + 1)]
     source.expect_end()
-    return pickle.loads(pickled, buffers=contents)
+    return assemble(octets, [True, *map(bool, flags)])
 
 
 class _ValuePickler(EnvelopePickler):

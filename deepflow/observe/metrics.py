@@ -149,6 +149,33 @@ _TABLE: tuple[Metric, ...] = (
         (Label("path", ("direct", "scheduler", "inline")),),
     ),
     Metric(
+        "deepflow_transfer_bytes_total",
+        "counter",
+        "bytes",
+        "Bytes of values that left a worker: raw (as in memory) and sent (over the network) of "
+        "those that travelled, shared: handed over in shared memory, copied: copied into it.",
+        (Label("kind", ("raw", "sent", "shared", "copied")),),
+    ),
+    Metric(
+        "deepflow_transfer_seconds_total",
+        "counter",
+        "seconds",
+        "Time in which values were on their way to other processes.",
+    ),
+    Metric(
+        "deepflow_codec_bytes_total",
+        "counter",
+        "bytes",
+        "Bytes of values that were sent, before and after coding, by codec.",
+        (Label("codec"), Label("kind", ("raw", "stored"))),
+    ),
+    Metric(
+        "deepflow_shared_memory_bytes",
+        "gauge",
+        "bytes",
+        "Shared memory that this worker owns, what is kept for the next values included.",
+    ),
+    Metric(
         "deepflow_shared_argument_bytes_total",
         "counter",
         "bytes",

@@ -56,6 +56,7 @@ class Dispatcher:
         is_adaptive: bool = False,
     ) -> None:
         self.client = client
+        self.settings = settings
         self.events_topic = events_topic
         self.logger = logger
         self._recorder = recorder

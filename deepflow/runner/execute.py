@@ -14,6 +14,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from dask.sizeof import sizeof
+from dask.utils import key_split
 from distributed import get_worker
 from distributed.protocol.pickle import dumps as pickle_result
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
@@ -26,6 +27,7 @@ from prefect.context import AsyncClientContext
 from prefect.results import should_persist_result
 from prefect.states import Cancelled, Completed
 
+from deepflow.backend.transfer.install import transfer_of
 from deepflow.observe import metrics
 from deepflow.runner.agent import Agent, RunningJob, agent_of
 from deepflow.runner.durable import DurableRecord, Restored, result_store_of
@@ -94,7 +96,18 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
                 running.reports.append(report)
     finally:
         agent.end(running)
-    return outcomes
+    return _settled(outcomes)
+
+
+def _settled(outcomes: Outcomes) -> Outcomes:
+    """The outcomes as the worker keeps them: large ones where its neighbours can read them."""
+    worker = get_worker()
+    transfer = transfer_of(worker)
+    if transfer is None or not transfer.sender.has_neighbours:
+        return outcomes
+    key = worker.get_current_task()
+    settled: Outcomes = transfer.sender.settle(key, outcomes, key_split(key), sizeof(outcomes))
+    return settled
 
 
 def _value(source: Source, dependencies: tuple[Any, ...]) -> Any:

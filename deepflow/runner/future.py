@@ -17,6 +17,7 @@ from deepflow.errors import InfrastructureError
 from deepflow.observe import metrics
 from deepflow.runner.items import Item, ReleasedFuture
 from deepflow.runner.slots import current_slot, slot_left
+from deepflow.runner.worker_plugin import transfer_options
 
 if TYPE_CHECKING:
     from deepflow.runner.dispatch import Dispatcher
@@ -167,11 +168,13 @@ def load_states(futures: list[DeepflowFuture[Any]], timeout_s: float | None) -> 
     }
     fetched: dict[int, Any] = {}
     if remote:
-        client = futures[0]._dispatcher.client
+        dispatcher = futures[0]._dispatcher
+        travel = transfer_options(dispatcher.settings)
         jobs = list(remote.values())
         with slot_left():
             try:
-                values = fetch(client, [job.future for job in jobs if job.future], timeout_s)
+                wanted = [job.future for job in jobs if job.future]
+                values = fetch(dispatcher.client, wanted, timeout_s, travel)
                 fetched = {id(job): value for job, value in zip(jobs, values, strict=True)}
             except TimeoutError:
                 raise

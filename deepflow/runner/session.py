@@ -45,7 +45,12 @@ from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.shared import SharedArguments
 from deepflow.runner.wire import BlobRef, Outcomes
-from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, take_leave, this_process
+from deepflow.runner.worker_plugin import (
+    DeepflowWorkerPlugin,
+    take_leave,
+    this_process,
+    transfer_options,
+)
 from deepflow.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -172,7 +177,8 @@ class Session:
                 address=str(connect_to),
             ) from exc
         self.client = self._stack.enter_context(client)
-        self.client.register_plugin(DeepflowWorkerPlugin(this_process()))
+        plugin = DeepflowWorkerPlugin(this_process(), transfer_options(self.settings))
+        self.client.register_plugin(plugin)
         self.client.register_plugin(ReportDeaths())
         self._place()
         if config.performance_report_path:

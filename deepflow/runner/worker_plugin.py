@@ -15,6 +15,10 @@ from uuid import UUID
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from deepflow.backend.transfer.install import Options, install, transfer_of
+from deepflow.decide.place.registry import STOCK
+from deepflow.settings import Settings
+
 if TYPE_CHECKING:
     from distributed import Worker
 
@@ -28,9 +32,11 @@ class DeepflowWorkerPlugin(WorkerPlugin):
     name = "deepflow"
     idempotent = True
 
-    def __init__(self, driver: str) -> None:
+    def __init__(self, driver: str, transfer: Options | None = None) -> None:
         self.driver = driver
         """`host:pid` of the process that registered it: there, Prefect's services go on."""
+        self.transfer = transfer
+        """How values are to travel; None: by Dask's own means."""
 
     async def setup(self, worker: Worker) -> None:
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
@@ -43,13 +49,25 @@ class DeepflowWorkerPlugin(WorkerPlugin):
 
         registration.register(Outcomes)
         metrics.register()
+        if self.transfer is not None:
+            install(worker, self.transfer)
 
     async def teardown(self, worker: Worker) -> None:
         """Flush events and logs: without it the last lines of a retired worker are lost."""
         from deepflow.runner.agent import forget_agent
 
+        if (transfer := transfer_of(worker)) is not None:
+            transfer.close()
         forget_agent(worker)
         await asyncio.get_running_loop().run_in_executor(None, flush_logs, self.driver)
+
+
+def transfer_options(settings: Settings) -> Options | None:
+    """How values are to travel between the processes of the cluster; None: as Dask does."""
+    if settings.transfer == STOCK:
+        return None
+    folder = "" if settings.shared_memory == "off" else settings.shared_memory
+    return Options(settings.compression, folder, settings.shared_memory_bytes)
 
 
 def this_process() -> str:

@@ -91,7 +91,7 @@ def test_a_bad_setting_names_the_choices(setting):
 
 
 def test_sampling_tells_ratios_and_leaves_out_what_does_not_suit():
-    data = np.cumsum(np.ones(500_000))
+    data = np.cumsum(np.ones(2_500_000))
     ticks = iter(np.arange(1000.0))
     found = {s.codec: s for s in sample(data.data, "<f8", clock=lambda: next(ticks))}
     assert found["pco"].ratio > found["shuffle+lz4"].ratio > 2

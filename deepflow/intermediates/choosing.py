@@ -1,0 +1,77 @@
+"""The choice of codecs as a process makes it: the pure choice, with its memory, clock and links."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from deepflow.decide.compression import RAW_BELOW_BYTES, Chooser, Plan, Sample
+from deepflow.intermediates import sampling
+from deepflow.intermediates.codecs import element_bytes
+from deepflow.intermediates.links import Links
+from deepflow.intermediates.values import Part
+
+__all__ = ["Choices", "ForPeer"]
+
+
+class Choices:
+    """What this process knows of its links and of what codecs do to its data. Thread-safe."""
+
+    def __init__(self, setting: str, cores: int) -> None:
+        self.chooser = Chooser(setting)
+        self.links = Links()
+        self.cores = cores
+        self.lock = threading.Lock()
+
+    def for_peer(self, host: str, cores: int | None = None) -> ForPeer:
+        """How to code what goes to a host, on at most so many cores; 0: one after the other."""
+        return ForPeer(self, host, self.cores if cores is None else cores)
+
+
+class ForPeer:
+    """`stream.Choosing` for what goes to one host."""
+
+    def __init__(self, choices: Choices, host: str, cores: int) -> None:
+        self._choices, self._host, self._cores = choices, host, cores
+
+    def _key(self, part: Part) -> tuple[str, str | None, str]:
+        return part.task, part.dtype, self._host
+
+    def wants_sample(self, part: Part) -> bool:
+        """Whether `plan` would use samples of this part."""
+        with self._choices.lock:
+            return self._choices.chooser.wants_sample(self._key(part), part.octets.nbytes)
+
+    def sample(self, part: Part) -> list[Sample]:
+        """Ratios and speeds of the codecs for its type on a few places of it."""
+        width = element_bytes(part.dtype)
+        dtype = part.dtype if part.octets.nbytes % width == 0 else None
+        return sampling.sample(part.octets, dtype)
+
+    def plan(self, part: Part, samples: Sequence[Sample]) -> Plan:
+        """The codec and how many threads."""
+        choices = self._choices
+        with choices.lock:
+            return choices.chooser.plan(
+                self._key(part),
+                part.octets.nbytes,
+                choices.links.speed(self._host),
+                self._cores,
+                samples,
+            )
+
+    def codec(self, part: Part) -> str:
+        """The codec for a part that is coded as a whole before it is sent."""
+        samples = self.sample(part) if self.wants_sample(part) and self.link(None) else ()
+        return self.plan(part, samples).codec
+
+    def link(self, sample: tuple[float, bool] | None) -> float:
+        """Bytes per second to the host, 0 if unknown; `sample` as `links.delivery_rate` has it."""
+        links = self._choices.links
+        return links.speed(self._host) if sample is None else links.observe(self._host, *sample)
+
+    def done(self, part: Part, plan: Plan, seconds: float) -> None:
+        """Log what a part took; small ones say nothing of a codec."""
+        if part.octets.nbytes >= RAW_BELOW_BYTES:
+            with self._choices.lock:
+                self._choices.chooser.record(self._key(part), part.octets.nbytes, plan, seconds)

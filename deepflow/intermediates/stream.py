@@ -1,0 +1,390 @@
+"""Buffers over a socket in a pipeline: while one chunk is on the wire, the next ones are coded, and
+the one before is decoded into its place.
+
+Little-endian. The receiver asks, the sender answers with chunks in any order, the receiver thanks:
+
+    ask    magic "DFst" | version u8 | 0 0 0 | ticket, 16 bytes
+    answer u8: 0, or what is wrong: 1 unknown ticket, 2 another version
+    chunk  part u32 | codec u8 | 0 0 0 | offset u64 | bytes u32 | stored bytes u32 | crc32 u32
+           | the stored bytes
+    end    a chunk of part 0xFFFFFFFF without data
+    thanks one byte
+
+A chunk's sum covers its head and the stored bytes. The first chunks of a large buffer go raw while
+a sample of the rest is coded beside; as soon as the sample and the link's speed are known, each
+further chunk is coded as `Choosing` says. Blocking sockets: call it from a thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+
+from deepflow.decide.compression import Plan, Sample
+from deepflow.errors import FrameError
+from deepflow.intermediates import codecs
+from deepflow.intermediates.links import delivery_rate
+from deepflow.intermediates.values import Part
+
+__all__ = [
+    "Choosing",
+    "Progress",
+    "Refused",
+    "new_ticket",
+    "read_ask",
+    "receive",
+    "refuse",
+    "send",
+]
+
+VERSION: Final = 1
+TICKET_BYTES: Final = 16
+CHUNK_BYTES: Final = 1 << 20
+_FIRST_CHUNK_BYTES: Final = 1 << 17
+"""While it is not known yet how to code, so that little is sent the wrong way."""
+_MAX_CHUNK_BYTES: Final = 1 << 26
+_BACKLOG_BYTES: Final = 1 << 18
+"""Unsent bytes in the kernel beyond which sending waits: what is queued is not coded any more."""
+_REPLAN_FACTOR: Final = 1.25
+
+_ASK: Final = struct.Struct(f"<4sBxxx{TICKET_BYTES}s")
+_MAGIC: Final = b"DFst"
+_HEAD: Final = struct.Struct("<IBxxxQII")
+_SUM: Final = struct.Struct("<I")
+_END: Final = 0xFFFFFFFF
+_OK, _UNKNOWN, _OTHER_VERSION = range(3)
+_THANKS: Final = b"\x06"
+
+
+class Refused(FrameError):
+    """The sender does not know the ticket, or speaks another version."""
+
+
+class Choosing(Protocol):
+    """How to code what goes to one peer; called from the sending thread."""
+
+    def wants_sample(self, part: Part) -> bool:
+        """Whether `plan` would use samples of this part."""
+
+    def plan(self, part: Part, samples: Sequence[Sample]) -> Plan:
+        """What to do with (the rest of) a part; samples are given once, when they are there."""
+
+    def sample(self, part: Part) -> list[Sample]:
+        """Code a sample; called from another thread."""
+
+    def link(self, sample: tuple[float, bool] | None) -> float:
+        """The link's speed in bytes per second, 0 if unknown, after a measurement of it."""
+
+    def done(self, part: Part, plan: Plan, seconds: float) -> None:
+        """A part took so long under its last plan."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one stream moved: logical bytes, stored bytes, and both by the codec's name."""
+
+    raw_bytes: int = 0
+    wire_bytes: int = 0
+    by_codec: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, codec: int, n_bytes: int, n_stored: int) -> None:
+        """Count one chunk."""
+        self.add_as(codecs.BY_ID[codec].name, n_bytes, n_stored)
+
+    def add_as(self, name: str, n_bytes: int, n_stored: int) -> None:
+        """Count bytes under a codec's name, or what else they travelled as."""
+        raw, stored = self.by_codec.get(name, (0, 0))
+        self.by_codec[name] = (raw + n_bytes, stored + n_stored)
+        self.raw_bytes += n_bytes
+        self.wire_bytes += n_stored
+
+
+def new_ticket() -> bytes:
+    """What a receiver shows to get what was laid ready for it; not to be guessed."""
+    return secrets.token_bytes(TICKET_BYTES)
+
+
+# sending
+
+
+def read_ask(sock: socket.socket) -> bytes | None:
+    """The next ticket that is asked for, None where the peer has gone; `Refused` for what is no
+    request of this version (the peer is told)."""
+    try:
+        asked = _read(sock, _ASK.size)
+    except (ConnectionError, EOFError):
+        return None
+    magic, version, ticket = _ASK.unpack(asked)
+    if magic != _MAGIC or version != VERSION:
+        refuse(sock, _OTHER_VERSION)
+        raise Refused(f"the peer asks in version {version} with {magic!r}, not {VERSION}")
+    return bytes(ticket)
+
+
+def refuse(sock: socket.socket, reason: int = _UNKNOWN) -> None:
+    """Say that there is nothing under the ticket."""
+    sock.sendall(bytes([reason]))
+
+
+def send(
+    sock: socket.socket, parts: Sequence[Part], choosing: Choosing, pool: ThreadPoolExecutor
+) -> Progress:
+    """Send the parts after `read_ask`, and wait for the receiver's thanks. `OSError` if it is gone.
+
+    Up to the plan's number of threads of `pool` code ahead.
+    """
+    if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _BACKLOG_BYTES)
+    progress = Progress()
+    head = bytes([_OK])
+    for number, part in enumerate(parts):
+        if not part.octets.nbytes:
+            continue
+        head = _PartSender(sock, number, part, choosing, pool, progress).run(head)
+    sock.sendall(head + _pack_head(_END, codecs.RAW, 0, 0, b""))
+    if _read(sock, 1) != _THANKS:
+        raise ConnectionError("the receiver did not confirm what it was sent")
+    return progress
+
+
+class _PartSender:
+    """One part on its way."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        number: int,
+        part: Part,
+        choosing: Choosing,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+    ) -> None:
+        self.sock, self.number, self.part = sock, number, part
+        self.choosing, self.pool, self.progress = choosing, pool, progress
+        self.octets = part.octets
+        width = codecs.element_bytes(part.dtype)
+        self.width = width if self.octets.nbytes % width == 0 else 1
+        self.ahead: deque[tuple[int, int, Future[tuple[int, codecs.Buffer]]]] = deque()
+        self.next = 0
+        self.plan = Plan("raw", 0, 0.0, 0.0, "")
+        self.planned_for = 0.0
+        self.sampling: Future[list[Sample]] | None = None
+
+    def run(self, before: bytes) -> bytes:
+        """Send it; `before` goes out with the first chunk. Returns what is still to be sent."""
+        began_s = time.perf_counter()
+        if self.choosing.wants_sample(self.part):
+            self.sampling = self.pool.submit(self.choosing.sample, self.part)
+            self.planned_for = self.choosing.link(None)
+        else:
+            self._replan(self.choosing.link(None), ())
+        while self.next < self.octets.nbytes or self.ahead:
+            self._consider()
+            depth = self.plan.threads + 1 if self.plan.codec != "raw" else 0
+            while self.next < self.octets.nbytes and len(self.ahead) < max(1, depth):
+                self._code_next()
+            start, n_bytes, coded = self.ahead.popleft()
+            number, stored = coded.result()
+            head = before + _pack_head(self.number, number, start, n_bytes, stored)
+            before = b""
+            _send_all(self.sock, head, stored)
+            self.progress.add(number, n_bytes, len(stored))
+        if self.sampling is not None:
+            self.sampling.cancel()
+        self.choosing.done(self.part, self.plan, time.perf_counter() - began_s)
+        return before
+
+    def _consider(self) -> None:
+        """Plan anew when the sample is there, or when the link turns out another than planned."""
+        if self.next and self.next < self.octets.nbytes:
+            speed = self.choosing.link(delivery_rate(self.sock))
+        else:
+            speed = self.choosing.link(None)
+        if self.sampling is not None:
+            if self.sampling.done() and speed:
+                samples, self.sampling = self.sampling.result(), None
+                self._replan(speed, samples)
+        elif speed and not 1 / _REPLAN_FACTOR < self.planned_for / speed < _REPLAN_FACTOR:
+            self._replan(speed, ())
+
+    def _replan(self, speed: float, samples: Sequence[Sample]) -> None:
+        self.planned_for = speed
+        self.plan = self.choosing.plan(self.part, samples)
+
+    def _code_next(self) -> None:
+        wanted = _FIRST_CHUNK_BYTES if self.sampling is not None else CHUNK_BYTES
+        start, step = self.next, max(self.width, wanted // self.width * self.width)
+        piece = self.octets[start : start + step]
+        self.next = start + piece.nbytes
+        codec = self.plan.codec
+        if codec == "raw":
+            ready: Future[tuple[int, codecs.Buffer]] = Future()
+            ready.set_result((codecs.RAW, piece))
+            self.ahead.append((start, piece.nbytes, ready))
+            return
+        dtype = self.part.dtype if self.width > 1 else None
+        if not codecs.suits(codec, dtype, piece.nbytes):
+            codec = "zstd:1"
+        self.ahead.append((start, piece.nbytes, self.pool.submit(_code, piece, codec, dtype)))
+
+
+def _code(piece: memoryview, codec: str, dtype: str | None) -> tuple[int, codecs.Buffer]:
+    coded = codecs.encode(piece, codec, dtype)
+    if len(coded) >= piece.nbytes:
+        return codecs.RAW, piece
+    return codecs.parse(codec).number, coded
+
+
+def _pack_head(part: int, codec: int, start: int, n_bytes: int, stored: codecs.Buffer) -> bytes:
+    head = _HEAD.pack(part, codec, start, n_bytes, len(stored))
+    return head + _SUM.pack(zlib.crc32(stored, zlib.crc32(head)))
+
+
+def _send_all(sock: socket.socket, head: bytes, body: codecs.Buffer) -> None:
+    view = memoryview(body)
+    if not hasattr(sock, "sendmsg") or _is_tls(sock):
+        sock.sendall(head)
+        sock.sendall(view)
+        return
+    sent = sock.sendmsg([head, view])
+    if sent < len(head):
+        sock.sendall(head[sent:])
+        sent = len(head)
+    sock.sendall(view[sent - len(head) :])
+
+
+def _is_tls(sock: socket.socket) -> bool:
+    return hasattr(sock, "context")  # an SSLSocket, whose sendmsg raises
+
+
+# receiving
+
+
+def receive(
+    sock: socket.socket,
+    ticket: bytes,
+    views: Sequence[memoryview],
+    dtypes: Sequence[str | None],
+    pool: ThreadPoolExecutor,
+    threads: int = 2,
+) -> Progress:
+    """Ask for a ticket and fill `views`, writable views of bytes, with what it stands for.
+
+    `Refused` if the sender does not know it, `FrameError` for damage, `OSError` if the sender is
+    gone or silent beyond the socket's timeout. After an error the connection is of no use.
+    """
+    sock.sendall(_ASK.pack(_MAGIC, VERSION, ticket))
+    answer = _read(sock, 1)[0]
+    if answer != _OK:
+        why = "does not know the ticket" if answer == _UNKNOWN else "speaks another version"
+        raise Refused(f"the sender {why}")
+    progress = Progress()
+    missing = [view.nbytes for view in views]
+    decoding: deque[Future[None]] = deque()
+    scratch = _Scratch()
+    try:
+        while True:
+            packed = _read(sock, _HEAD.size + _SUM.size)
+            number, codec, start, n_bytes, n_stored = _HEAD.unpack_from(packed)
+            (crc,) = _SUM.unpack_from(packed, _HEAD.size)
+            sum_of_head = zlib.crc32(memoryview(packed)[: _HEAD.size])
+            if number == _END:
+                if crc != sum_of_head:
+                    raise FrameError("the end of the stream is damaged; fetch the value again")
+                break
+            if (
+                number >= len(views)
+                or codec not in codecs.BY_ID
+                or start + n_bytes > views[number].nbytes
+                or n_stored > n_bytes
+                or n_bytes > _MAX_CHUNK_BYTES
+            ):
+                raise FrameError("a chunk of the stream is impossible; fetch the value again")
+            place = views[number][start : start + n_bytes]
+            missing[number] -= n_bytes
+            progress.add(codec, n_bytes, n_stored)
+            if codec == codecs.RAW:
+                if n_stored != n_bytes:
+                    raise FrameError("a raw chunk has two lengths; fetch the value again")
+                _read_into(sock, place)
+                _check(place, sum_of_head, crc)
+                continue
+            while len(decoding) >= max(1, threads):
+                decoding.popleft().result()
+            stored = scratch.take(n_stored)
+            _read_into(sock, stored)
+            sums = (sum_of_head, crc)
+            decoding.append(
+                pool.submit(_decode, stored, codec, dtypes[number], place, sums, scratch)
+            )
+        while decoding:
+            decoding.popleft().result()
+    finally:
+        for future in decoding:
+            future.cancel()
+        for future in decoding:
+            if not future.cancelled():
+                future.exception()  # nothing may write into the views once this has returned
+    if any(missing):
+        raise FrameError(f"{sum(missing)} bytes of the stream are missing; fetch the value again")
+    sock.sendall(_THANKS)
+    return progress
+
+
+class _Scratch:
+    """Buffers for stored chunks, used again and again: new memory is slow to touch."""
+
+    def __init__(self) -> None:
+        self._free: deque[memoryview] = deque()
+
+    def take(self, n_bytes: int) -> memoryview:
+        buffer = self._free.pop() if self._free else memoryview(b"")
+        if buffer.nbytes < n_bytes:
+            buffer = np.empty(max(n_bytes, CHUNK_BYTES), np.uint8).data
+        return buffer[:n_bytes]
+
+    def give_back(self, buffer: memoryview) -> None:
+        self._free.append(memoryview(buffer.obj))
+
+
+def _decode(
+    stored: memoryview,
+    codec: int,
+    dtype: str | None,
+    place: memoryview,
+    sums: tuple[int, int],
+    scratch: _Scratch,
+) -> None:
+    _check(stored, *sums)
+    codecs.decode_into(stored, codec, dtype, place)
+    scratch.give_back(stored)
+
+
+def _check(stored: memoryview, sum_of_head: int, crc: int) -> None:
+    if zlib.crc32(stored, sum_of_head) != crc:
+        raise FrameError("a chunk of the stream does not match its sum; fetch the value again")
+
+
+def _read(sock: socket.socket, n_bytes: int) -> bytes:
+    out = bytearray(n_bytes)
+    _read_into(sock, memoryview(out))
+    return bytes(out)
+
+
+def _read_into(sock: socket.socket, out: memoryview) -> None:
+    done = 0
+    while done < out.nbytes:
+        n_read = sock.recv_into(out[done:])
+        if not n_read:
+            raise EOFError("the connection ended")
+        done += n_read
