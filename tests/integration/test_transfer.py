@@ -61,7 +61,8 @@ def accounts(client: Client, address: str) -> Any:
 def shared_bytes(client: Client) -> dict[str, int]:
     def ask(dask_worker: Any) -> int:
         transfer = transfer_of(dask_worker)
-        assert transfer is not None and transfer.arena is not None
+        assert transfer is not None
+        assert transfer.arena is not None
         transfer.sender.tidy()
         return transfer.arena.used_bytes
 
@@ -76,8 +77,9 @@ def handed_over(client: Client, workers: list[str], key: str = "made") -> Any:
     wanted[0] += 1.0
     for total, _ in client.gather(seen):
         assert total == pytest.approx(wanted.sum(), rel=1e-12)
-    # Nobody's writing has reached the value itself.
-    assert np.array_equal(made.result(), make(N))
+    # Nobody's writing has reached the value where it was made.
+    there = client.submit(np.copy, made, workers=workers[0], key=f"{key}-copy").result()
+    assert np.array_equal(there, make(N))
     return accounts(client, workers[0])["made"]
 
 
