@@ -65,9 +65,9 @@ def _python_text(n_bytes: int) -> Payload:
     return memoryview(text[:n_bytes]), None
 
 
-def payloads(n_bytes: int) -> dict[str, Callable[[], Payload]]:
-    """The table's payloads of about `n_bytes`, made when called; the same ones in each run."""
-    rng = np.random.default_rng(0)
+def payloads(n_bytes: int, seed: int = 0) -> dict[str, Callable[[], Payload]]:
+    """The table's payloads of about `n_bytes`, made when called; the same ones for each seed."""
+    rng = np.random.default_rng(seed)
     n = n_bytes // 8
     x = np.linspace(0, 60, n)
     return {
