@@ -8,8 +8,8 @@ Pure: sampled ratios and speeds come in, a plan goes out. With `n` bytes, link `
     pipelined   max(n / (k C), n / (R B), n / (k D)) + c / C + c / D
 
 A codec is taken only where it is predicted to save a tenth of raw's time, and for 128 kB and more.
-After two samples in a row that lose for the same task, type and link, the question is by-passed:
-raw, without sampling, except for one in 64. Each plan is logged with what it then took, so that
+Where it was slower than raw twice in a row for the same task, type and link, raw is taken until
+the next sample, which is one in 64. Each plan is logged with what it then took, so that
 the regret of the choice can be computed.
 """
 
@@ -221,19 +221,15 @@ class Chooser:
         parse_compression(self.setting)
 
     def wants_sample(self, key: Key, size_bytes: int) -> bool:
-        """Whether `plan` would use a sample now: not for small or by-passed ones, or known ones.
+        """Whether `plan` would use a sample now: not for small buffers, and not for known ones.
 
-        A sample is renewed once in 64 plans of its key.
+        Ask once for each buffer: the sample is renewed for one in 64 of a key.
         """
         if self.setting != "adaptive" or size_bytes < RAW_BELOW_BYTES:
             return False
-        known = self._known.get(key)
-        if known is None:
-            return True
-        is_due = known.asked % PROBE_EVERY == 0
-        if known.losses >= LOSSES_TO_BYPASS:
-            return is_due
-        return is_due or not known.samples or known.losses > 0
+        known = self._remembered(key)
+        known.asked += 1
+        return not known.samples or known.asked % PROBE_EVERY == 1
 
     def plan(
         self,
@@ -243,21 +239,20 @@ class Chooser:
         idle_cores: int,
         samples: Sequence[Sample] = (),
     ) -> Plan:
-        """What to do with a buffer; `samples` are those that `wants_sample` asked for."""
+        """What to do with a buffer; `samples` are those that `wants_sample` asked for.
+
+        Ask again with the same buffer when the link turns out faster or slower.
+        """
         if self.setting != "adaptive":
             return self._fixed(size_bytes, link_bytes_per_s, idle_cores)
         if size_bytes < RAW_BELOW_BYTES:
             return choose(size_bytes, (), link_bytes_per_s, idle_cores)
         known = self._remembered(key)
-        known.asked += 1
         if samples:
-            known.samples = tuple(samples)
-        elif known.losses >= LOSSES_TO_BYPASS:
-            plan = choose(size_bytes, (), link_bytes_per_s, idle_cores)
-            return Plan("raw", 0, plan.predicted_s, plan.raw_s, "by-passed: it lost twice in a row")
+            known.samples, known.losses = tuple(samples), 0
         plan = choose(size_bytes, known.samples, link_bytes_per_s, idle_cores)
-        if samples and plan.codec == "raw":  # a win is one only when `record` has seen it
-            known.losses += 1
+        if known.losses >= LOSSES_TO_BYPASS and plan.codec != "raw":
+            return Plan("raw", 0, plan.raw_s, plan.raw_s, "by-passed: it lost twice in a row")
         return plan
 
     def record(self, key: Key, size_bytes: int, plan: Plan, actual_s: float) -> Outcome:

@@ -55,6 +55,7 @@ _FIRST_CHUNK_BYTES: Final = 1 << 17
 _MAX_CHUNK_BYTES: Final = 1 << 26
 _BACKLOG_BYTES: Final = 1 << 18
 """Unsent bytes in the kernel beyond which sending waits: what is queued is not coded any more."""
+_WAIT_FOR_SAMPLE_S: Final = 0.2
 _REPLAN_FACTOR: Final = 1.25
 
 _ASK: Final = struct.Struct(f"<4sBxxx{TICKET_BYTES}s")
@@ -185,7 +186,9 @@ class _PartSender:
         began_s = time.perf_counter()
         if self.choosing.wants_sample(self.part):
             self.sampling = self.pool.submit(self.choosing.sample, self.part)
-            self.planned_for = self.choosing.link(None)
+            self.planned_for = speed = self.choosing.link(None)
+            if speed and self.octets.nbytes / speed > _WAIT_FOR_SAMPLE_S:
+                self.sampling.exception()  # a few ms; each chunk sent raw meanwhile costs more
         else:
             self._replan(self.choosing.link(None), ())
         while self.next < self.octets.nbytes or self.ahead:

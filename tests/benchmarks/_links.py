@@ -5,10 +5,13 @@ Needs root and iproute2. Names carry the process's id; what a killed run left is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 from types import TracebackType
 
 PREFIX = "dfx"
@@ -65,6 +68,9 @@ class Link:
 
     def _remove(self) -> None:
         for name in (self.left, self.right):
+            for pid in _ip("netns", "pids", name, check=False).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             _ip("netns", "delete", name, check=False)
 
     def __exit__(
@@ -78,7 +84,6 @@ class Link:
 
 def sent_bytes(device: str) -> int:
     """Bytes that left by a device of this process's namespace, by the kernel's count."""
-    line = next(
-        line for line in open("/proc/net/dev", encoding="ascii") if line.strip().startswith(device)
-    )
+    lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()
+    line = next(line for line in lines if line.strip().startswith(device))
     return int(line.split(":")[1].split()[8])

@@ -91,15 +91,12 @@ def cluster(
     started: list[subprocess.Popen[bytes]] = []
     try:
         for words, env in commands:
-            started.append(
-                subprocess.Popen(
-                    words,
-                    env={**os.environ, **env},
-                    cwd=os.getcwd(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=open(f"{folder}/log-{len(started)}-{uuid.uuid4().hex[:6]}", "wb"),
+            with open(f"{folder}/log-{len(started)}-{uuid.uuid4().hex[:6]}", "wb") as log:
+                started.append(
+                    subprocess.Popen(
+                        words, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=log
+                    )
                 )
-            )
         yield started
     finally:
         for process in started:
@@ -205,6 +202,8 @@ def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 for peer, several in runs.items()
             }
+            if "deepflow" in clients:
+                rows[payload]["deepflow"]["chosen"] = clients["deepflow"].run(chosen)
             base = rows[payload][arguments.peers[0]]["median_s"]
             print(
                 f"{payload:24}"
@@ -215,6 +214,20 @@ def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
     return rows
+
+
+def chosen(dask_worker: Any) -> list[str]:
+    """What a worker chose for the last values that it sent, and why."""
+    from deepflow.backend.transfer.install import transfer_of
+
+    transfer = transfer_of(dask_worker)
+    assert transfer is not None
+    return [
+        f"{outcome.plan.codec} x {outcome.plan.threads}: predicted "
+        f"{outcome.plan.predicted_s * 1e3:.0f} ms, raw {outcome.plan.raw_s * 1e3:.0f}, "
+        f"took {outcome.actual_s * 1e3:.0f} ({outcome.plan.why})"
+        for outcome in list(transfer.sender.choices.chooser.log.outcomes)[-3:]
+    ]
 
 
 def one(

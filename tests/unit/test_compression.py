@@ -46,7 +46,7 @@ def test_no_more_threads_than_bring_something():
     assert choose(64_000_000, [GOOD], 1e6, 8).threads == 1
 
 
-def test_two_losing_samples_bypass_and_one_in_64_probes_again():
+def test_a_sample_is_taken_once_and_renewed_for_one_in_64():
     chooser = Chooser()
     sampled = 0
     for _ in range(130):
@@ -54,7 +54,14 @@ def test_two_losing_samples_bypass_and_one_in_64_probes_again():
         sampled += wanted
         plan = chooser.plan(KEY, 10**7, 1e8, 1, [BAD] if wanted else [])
         assert plan.codec == "raw"
-    assert sampled == 4  # 1st, 2nd, 65th, 129th
+    assert sampled == 3  # 1st, 65th, 129th
+
+
+def test_a_link_that_turns_out_slower_is_planned_for_anew():
+    chooser = Chooser()
+    assert chooser.plan(KEY, 10**7, 1e11, 1, [GOOD]).codec == "raw"
+    assert chooser.plan(KEY, 10**7, 1e7, 1).codec == GOOD.codec
+    assert chooser.plan(KEY, 10**7, 1e11, 1).codec == "raw"
 
 
 def test_slower_than_raw_is_a_loss_and_is_logged():
@@ -63,7 +70,7 @@ def test_slower_than_raw_is_a_loss_and_is_logged():
     outcome = chooser.record(KEY, 10**7, plan, plan.raw_s + 1)
     assert outcome.regret_s == pytest.approx(1)
     assert chooser.log.regret_s == pytest.approx(1)
-    assert chooser.wants_sample(KEY, 10**7)
+    assert chooser.plan(KEY, 10**7, 1e7, 1).codec == GOOD.codec  # once is no rule
 
 
 def test_what_samples_well_and_still_loses_is_bypassed():
