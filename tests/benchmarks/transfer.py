@@ -99,13 +99,14 @@ def cluster(
                 )
         yield started
     finally:
-        for process in started:
-            process.send_signal(signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        for several in (started[1:], started[:1]):  # a worker takes leave of its scheduler
+            for process in several:
+                process.send_signal(signal.SIGTERM)
+            for process in several:
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def dask_cluster(

@@ -96,10 +96,7 @@ def test_nothing_is_left_in_the_folder(cluster: Cluster, tmp_path: Path) -> None
     client, workers = cluster(Options(shared_memory=str(tmp_path)))
     handed_over(client, workers)
     assert any(tmp_path.iterdir())
-    client.retire_workers(workers, close_workers=True)
-    deadline_s = time.monotonic() + 20
-    while any(tmp_path.iterdir()) and time.monotonic() < deadline_s:
-        time.sleep(0.1)
+    client.cluster.close()
     assert list(tmp_path.iterdir()) == []
 
 
