@@ -56,6 +56,7 @@ _MAX_CHUNK_BYTES: Final = 1 << 26
 _BACKLOG_BYTES: Final = 1 << 18
 """Unsent bytes in the kernel beyond which sending waits: what is queued is not coded any more."""
 _WAIT_FOR_SAMPLE_S: Final = 0.2
+_MEASURE_BYTES: Final = 1 << 20
 _REPLAN_FACTOR: Final = 1.25
 
 _ASK: Final = struct.Struct(f"<4sBxxx{TICKET_BYTES}s")
@@ -180,17 +181,21 @@ class _PartSender:
         self.plan = Plan("raw", 0, 0.0, 0.0, "")
         self.planned_for = 0.0
         self.sampling: Future[list[Sample]] | None = None
+        self.sample_from = -1
+        """Sampling starts when so many bytes are sent; -1: it has, or is not wanted."""
 
     def run(self, before: bytes) -> bytes:
         """Send it; `before` goes out with the first chunk. Returns what is still to be sent."""
         began_s = time.perf_counter()
+        speed = self.choosing.link(None)
         if self.choosing.wants_sample(self.part):
-            self.sampling = self.pool.submit(self.choosing.sample, self.part)
-            self.planned_for = speed = self.choosing.link(None)
-            if speed and self.octets.nbytes / speed > _WAIT_FOR_SAMPLE_S:
+            # On a link that is not known yet, what is sent first measures it, undisturbed.
+            self.sample_from = 0 if speed else _MEASURE_BYTES
+            self._sample()
+            if self.sampling is not None and self.octets.nbytes / speed > _WAIT_FOR_SAMPLE_S:
                 self.sampling.exception()  # a few ms; each chunk sent raw meanwhile costs more
         else:
-            self._replan(self.choosing.link(None), ())
+            self._replan(speed, ())
         while self.next < self.octets.nbytes or self.ahead:
             self._consider()
             depth = self.plan.threads + 1 if self.plan.codec != "raw" else 0
@@ -207,25 +212,40 @@ class _PartSender:
         self.choosing.done(self.part, self.plan, time.perf_counter() - began_s)
         return before
 
+    def _sample(self) -> None:
+        if self.sample_from >= 0 and self.next >= self.sample_from:
+            self.sample_from = -1
+            self.sampling = self.pool.submit(self.choosing.sample, self.part)
+
     def _consider(self) -> None:
         """Plan anew when the sample is there, or when the link turns out another than planned."""
-        if self.next and self.next < self.octets.nbytes:
-            speed = self.choosing.link(delivery_rate(self.sock))
-        else:
-            speed = self.choosing.link(None)
+        speed = self.choosing.link(self._measured())
+        self._sample()
         if self.sampling is not None:
             if self.sampling.done() and speed:
                 samples, self.sampling = self.sampling.result(), None
                 self._replan(speed, samples)
+        elif self.sample_from >= 0:
+            return
         elif speed and not 1 / _REPLAN_FACTOR < self.planned_for / speed < _REPLAN_FACTOR:
             self._replan(speed, ())
+
+    def _measured(self) -> tuple[float, bool] | None:
+        """The link's speed of late; only "at least" while this end was busy with coding."""
+        if not self.next or self.next >= self.octets.nbytes:
+            return None
+        rate = delivery_rate(self.sock)
+        if rate is None:
+            return None
+        return rate[0], rate[1] or self.sampling is not None or self.plan.codec != "raw"
 
     def _replan(self, speed: float, samples: Sequence[Sample]) -> None:
         self.planned_for = speed
         self.plan = self.choosing.plan(self.part, samples)
 
     def _code_next(self) -> None:
-        wanted = _FIRST_CHUNK_BYTES if self.sampling is not None else CHUNK_BYTES
+        is_open = self.sampling is not None or self.sample_from >= 0
+        wanted = _FIRST_CHUNK_BYTES if is_open else CHUNK_BYTES
         start, step = self.next, max(self.width, wanted // self.width * self.width)
         piece = self.octets[start : start + step]
         self.next = start + piece.nbytes
