@@ -8,7 +8,8 @@ Pure: sampled ratios and speeds come in, a plan goes out. With `n` bytes, link `
     pipelined   max(n / (k C), n / (R B), n / (k D)) + c / C + c / D
 
 A codec is taken only where it is predicted to save a tenth of raw's time, and for 128 kB and more.
-Where it was slower than raw twice in a row for the same task, type and link, raw is taken until
+What it then takes corrects the prediction for the same task, type and link: cores that others
+use are slower than a sample says. Where it was slower than raw twice in a row, raw is taken until
 the next sample, which is one in 64. Each plan is logged with what it then took, so that
 the regret of the choice can be computed.
 """
@@ -17,8 +18,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from deepflow.errors import ConfigurationError, nearest
@@ -44,6 +46,8 @@ MARGIN: Final = 0.10
 LOSSES_TO_BYPASS: Final = 2
 PROBE_EVERY: Final = 64
 CHUNK_BYTES: Final = 1 << 20
+_CORRECTION_WEIGHT: Final = 0.3
+_MAX_CORRECTION: Final = 4.0
 _MAX_KEYS: Final = 4_096
 _ONE_AT_A_TIME: Final = ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd")
 """blosc2 holds Python's lock while it works: more threads bring nothing (1.7 GB/s by one, 1.6 by
@@ -143,12 +147,14 @@ def choose(
     link_bytes_per_s: float,
     idle_cores: int,
     chunk_bytes: int = CHUNK_BYTES,
+    corrections: Mapping[str, float] = MappingProxyType({}),
 ) -> Plan:
     """The least predicted time among raw and each codec on 1 to `idle_cores` threads.
 
     With no idle core, coding and sending take turns (``threads`` 0). `link_bytes_per_s` must be
     known and above 0, else raw. The fewest threads are taken that come within 2 % of the least
-    time, since a core that brings nothing is a core taken from a task.
+    time, since a core that brings nothing is a core taken from a task. `corrections` by codec:
+    how many times the predicted seconds it has taken of late.
     """
     if not link_bytes_per_s > 0 or math.isinf(link_bytes_per_s):
         return Plan("raw", 0, 0.0, 0.0, "the link's speed is not known")
@@ -159,7 +165,12 @@ def choose(
     threads = range(1, idle_cores + 1) if idle_cores > 0 else (0,)
     usable = [s for s in samples if s.codec != "raw" and _is_sound(s)]
     options = [
-        (predict_s(size_bytes, sample, link_bytes_per_s, n, chunk_bytes), n, sample.codec)
+        (
+            predict_s(size_bytes, sample, link_bytes_per_s, n, chunk_bytes)
+            * corrections.get(sample.codec, 1.0),
+            n,
+            sample.codec,
+        )
         for sample in usable
         for n in threads
         if n < 2 or sample.codec not in _ONE_AT_A_TIME
@@ -203,6 +214,13 @@ class _Known:
     samples: tuple[Sample, ...] = ()
     losses: int = 0
     asked: int = 0
+    corrections: dict[str, float] = field(default_factory=dict)
+
+    def correct(self, plan: Plan, actual_s: float) -> None:
+        before = self.corrections.get(plan.codec, 1.0)
+        found = before * actual_s / plan.predicted_s
+        after = before + _CORRECTION_WEIGHT * (found - before)
+        self.corrections[plan.codec] = min(max(after, 1 / _MAX_CORRECTION), _MAX_CORRECTION)
 
 
 @dataclass(slots=True)
@@ -250,18 +268,32 @@ class Chooser:
         known = self._remembered(key)
         if samples:
             known.samples, known.losses = tuple(samples), 0
-        plan = choose(size_bytes, known.samples, link_bytes_per_s, idle_cores)
+            known.corrections.clear()
+        plan = choose(
+            size_bytes,
+            known.samples,
+            link_bytes_per_s,
+            idle_cores,
+            corrections=known.corrections,
+        )
         if known.losses >= LOSSES_TO_BYPASS and plan.codec != "raw":
             return Plan("raw", 0, plan.raw_s, plan.raw_s, "by-passed: it lost twice in a row")
         return plan
 
-    def record(self, key: Key, size_bytes: int, plan: Plan, actual_s: float) -> Outcome:
-        """Log what a plan took; one that was slower than raw's prediction counts as a loss."""
+    def record(
+        self, key: Key, size_bytes: int, plan: Plan, actual_s: float, is_whole: bool = True
+    ) -> Outcome:
+        """Log what a plan took; one that was slower than raw's prediction counts as a loss.
+
+        Nothing is learned from a buffer that went only in part by this plan (`is_whole` false).
+        """
         outcome = Outcome(key, size_bytes, plan, actual_s)
         self.log.add(outcome)
         known = self._known.get(key)
-        if known is not None and plan.codec != "raw":
+        if known is not None and plan.codec != "raw" and is_whole:
             known.losses = known.losses + 1 if actual_s > plan.raw_s else 0
+            if plan.predicted_s > 0:
+                known.correct(plan, actual_s)
         return outcome
 
     def _fixed(self, size_bytes: int, link_bytes_per_s: float, idle_cores: int) -> Plan:

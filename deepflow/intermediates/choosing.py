@@ -66,12 +66,15 @@ class ForPeer:
         return self.plan(part, samples).codec
 
     def link(self, sample: tuple[float, bool] | None) -> float:
-        """Bytes per second to the host, 0 if unknown; `sample` as `links.delivery_rate` has it."""
+        """Bytes per second to the host, 0 if unknown; `sample`: a measurement, and whether it is
+        only a lower bound."""
         links = self._choices.links
         return links.speed(self._host) if sample is None else links.observe(self._host, *sample)
 
-    def done(self, part: Part, plan: Plan, seconds: float) -> None:
+    def done(self, part: Part, plan: Plan, seconds: float, is_whole: bool) -> None:
         """Log what a part took; small ones say nothing of a codec."""
         if part.octets.nbytes >= RAW_BELOW_BYTES:
             with self._choices.lock:
-                self._choices.chooser.record(self._key(part), part.octets.nbytes, plan, seconds)
+                self._choices.chooser.record(
+                    self._key(part), part.octets.nbytes, plan, seconds, is_whole
+                )

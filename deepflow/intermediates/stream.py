@@ -33,7 +33,7 @@ import numpy as np
 from deepflow.decide.compression import Plan, Sample
 from deepflow.errors import FrameError
 from deepflow.intermediates import codecs
-from deepflow.intermediates.links import delivery_rate
+from deepflow.intermediates.links import Meter
 from deepflow.intermediates.values import Part
 
 __all__ = [
@@ -58,6 +58,8 @@ _BACKLOG_BYTES: Final = 1 << 18
 _WAIT_FOR_SAMPLE_S: Final = 0.2
 _MEASURE_BYTES: Final = 1 << 20
 _REPLAN_FACTOR: Final = 1.25
+_SENDING_SHARE: Final = 0.8
+"""Of the time, spent in sending: then it is the link that coded chunks wait for."""
 
 _ASK: Final = struct.Struct(f"<4sBxxx{TICKET_BYTES}s")
 _MAGIC: Final = b"DFst"
@@ -87,8 +89,8 @@ class Choosing(Protocol):
     def link(self, sample: tuple[float, bool] | None) -> float:
         """The link's speed in bytes per second, 0 if unknown, after a measurement of it."""
 
-    def done(self, part: Part, plan: Plan, seconds: float) -> None:
-        """A part took so long under its last plan."""
+    def done(self, part: Part, plan: Plan, seconds: float, is_whole: bool) -> None:
+        """A part took so long; `is_whole`: all of it under this plan."""
 
 
 @dataclass(slots=True)
@@ -148,11 +150,12 @@ def send(
     if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _BACKLOG_BYTES)
     progress = Progress()
+    meter = Meter(sock)
     head = bytes([_OK])
     for number, part in enumerate(parts):
         if not part.octets.nbytes:
             continue
-        head = _PartSender(sock, number, part, choosing, pool, progress).run(head)
+        head = _PartSender(sock, number, part, choosing, pool, progress, meter).run(head)
     sock.sendall(head + _pack_head(_END, codecs.RAW, 0, 0, b""))
     if _read(sock, 1) != _THANKS:
         raise ConnectionError("the receiver did not confirm what it was sent")
@@ -170,8 +173,9 @@ class _PartSender:
         choosing: Choosing,
         pool: ThreadPoolExecutor,
         progress: Progress,
+        meter: Meter,
     ) -> None:
-        self.sock, self.number, self.part = sock, number, part
+        self.sock, self.number, self.part, self.meter = sock, number, part, meter
         self.choosing, self.pool, self.progress = choosing, pool, progress
         self.octets = part.octets
         width = codecs.element_bytes(part.dtype)
@@ -183,6 +187,9 @@ class _PartSender:
         self.sampling: Future[list[Sample]] | None = None
         self.sample_from = -1
         """Sampling starts when so many bytes are sent; -1: it has, or is not wanted."""
+        self.n_plans, self.is_planned_first = 0, False
+        self.sent_s = 0.0
+        self.measured_at_s = time.perf_counter()
 
     def run(self, before: bytes) -> bytes:
         """Send it; `before` goes out with the first chunk. Returns what is still to be sent."""
@@ -195,6 +202,7 @@ class _PartSender:
             if self.sampling is not None and self.octets.nbytes / speed > _WAIT_FOR_SAMPLE_S:
                 self.sampling.exception()  # a few ms; each chunk sent raw meanwhile costs more
         else:
+            self.is_planned_first = True
             self._replan(speed, ())
         while self.next < self.octets.nbytes or self.ahead:
             self._consider()
@@ -205,11 +213,16 @@ class _PartSender:
             number, stored = coded.result()
             head = before + _pack_head(self.number, number, start, n_bytes, stored)
             before = b""
+            sending_s = time.perf_counter()
             _send_all(self.sock, head, stored)
+            self.sent_s += time.perf_counter() - sending_s
             self.progress.add(number, n_bytes, len(stored))
         if self.sampling is not None:
             self.sampling.cancel()
-        self.choosing.done(self.part, self.plan, time.perf_counter() - began_s)
+        seconds = time.perf_counter() - began_s
+        self.choosing.done(
+            self.part, self.plan, seconds, self.n_plans == 1 and self.is_planned_first
+        )
         return before
 
     def _sample(self) -> None:
@@ -231,17 +244,21 @@ class _PartSender:
             self._replan(speed, ())
 
     def _measured(self) -> tuple[float, bool] | None:
-        """The link's speed of late; only "at least" while this end was busy with coding."""
-        if not self.next or self.next >= self.octets.nbytes:
-            return None
-        rate = delivery_rate(self.sock)
+        """The link's speed of late; only "at least" where coding or the receiver was slower."""
+        rate = self.meter.read()
         if rate is None:
             return None
-        return rate[0], rate[1] or self.sampling is not None or self.plan.codec != "raw"
+        now_s = time.perf_counter()
+        share = self.sent_s / (now_s - self.measured_at_s)
+        self.sent_s, self.measured_at_s = 0.0, now_s
+        is_raw = self.plan.codec == "raw" and not self.ahead
+        return rate[0], not is_raw and (rate[1] or share < _SENDING_SHARE)
 
     def _replan(self, speed: float, samples: Sequence[Sample]) -> None:
-        self.planned_for = speed
+        before, self.planned_for = self.plan, speed
         self.plan = self.choosing.plan(self.part, samples)
+        if not self.next or (self.plan.codec, self.plan.threads) != (before.codec, before.threads):
+            self.n_plans += 1
 
     def _code_next(self) -> None:
         is_open = self.sampling is not None or self.sample_from >= 0

@@ -23,9 +23,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from dask.sizeof import sizeof
 from prefect._internal.result_records import ResultRecord
+from prefect.cache_policies import DEFAULT
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
+from prefect.results import should_persist_result
 from prefect.states import Cancelled
 from prefect.task_engine import (
     AsyncTaskRunEngine,
@@ -42,6 +45,7 @@ from deepflow.runner.slots import Slot, current_slot
 
 Emit = Callable[[TaskRun, State[Any] | None, State[Any]], None]
 
+_LARGE_INPUT_BYTES = 1 << 20
 CANCELLED_MESSAGE = "Cancelled while it was running."
 
 
@@ -155,6 +159,20 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
     def log_finished_message(self) -> None:
         if self.task_run is not None and self.retry_at() is None:
             super().log_finished_message()
+
+    def compute_transaction_key(self) -> str | None:
+        """Prefect's key, but for a large input under the default policy when nothing is persisted.
+
+        Such a key holds the flow run's id, so there is no record to find and none is written;
+        hashing 100 MB for it takes as long as many a task.
+        """
+        if (
+            self.task.cache_policy == DEFAULT
+            and not should_persist_result()
+            and sizeof(self.parameters or {}) >= _LARGE_INPUT_BYTES
+        ):
+            return None
+        return super().compute_transaction_key()
 
     def _advance(self, state: State[Any]) -> State[Any]:
         assert self.task_run is not None

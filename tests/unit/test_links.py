@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 
-from deepflow.intermediates.links import Links, delivery_rate
+from deepflow.intermediates.links import Links, Meter
 
 
 def test_nothing_is_known_of_a_host_that_was_not_measured():
@@ -47,12 +49,27 @@ def test_the_kernel_says_how_fast_a_socket_was():
         here = socket.create_connection(server.getsockname())
         there, _ = server.accept()
         with here, there:
-            for _ in range(20):
-                here.sendall(b"x" * 10_000)
-                there.recv(10_000, socket.MSG_WAITALL)
-            found = delivery_rate(here)
-            assert found is None or found[0] > 1e5
-    pair = socket.socketpair()
-    assert delivery_rate(pair[0]) is None
-    pair[0].close()
-    pair[1].close()
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            reader = threading.Thread(target=slow_reader, args=(there,))
+            meter = Meter(here)
+            assert meter.read() is None
+            reader.start()
+            here.sendall(bytes(4 << 20))
+            found = meter.read()
+            here.shutdown(socket.SHUT_WR)
+            reader.join()
+    assert found is None or 1e5 < found[0] < 1e9
+
+
+def slow_reader(sock: socket.socket) -> None:
+    while sock.recv(1 << 17):
+        time.sleep(0.001)
+
+
+def test_a_socket_without_tcp_tells_nothing():
+    here, there = socket.socketpair()
+    with here, there:
+        meter = Meter(here)
+        here.sendall(b"x" * 10_000)
+        assert meter.read() is None

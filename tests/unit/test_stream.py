@@ -44,7 +44,7 @@ class Always:
     def link(self, sample: object) -> float:
         return 1e8
 
-    def done(self, part: Part, plan: Plan, seconds: float) -> None:
+    def done(self, part: Part, plan: Plan, seconds: float, is_whole: bool) -> None:
         self.finished.append(part.octets.nbytes)
 
 

@@ -275,7 +275,8 @@ class Sender:
             if one.n_bytes >= PLAIN_BELOW_BYTES:
                 self.ledger.sent(one.task, progress, seconds)
         if total >= SHARE_FROM_BYTES:
-            self.choices.links.observe(host, total / seconds)
+            # The peer's handling is in it, too.
+            self.choices.links.observe(host, total / seconds, is_lower_bound=True)
 
     # -- a peer takes a stream ----------------------------------------------------------------
 
