@@ -16,6 +16,7 @@ from deepflow.observe.explain import (
     find_tasks,
     in_seconds,
     longest_waits,
+    move_summaries,
     story_of,
     task_summaries,
 )
@@ -76,6 +77,7 @@ def command(
 
 def _tell_run(trail: Trail, is_json: bool) -> None:
     summaries = task_summaries(trail)
+    moves = move_summaries(trail)
     waits = longest_waits(trail, _MOST_WAITS)
     runs = list(trail.runs.values())
     if is_json:
@@ -84,6 +86,7 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
                 "runs": [asdict(run) for run in runs],
                 "makespan_s": trail.makespan_s,
                 "tasks": [asdict(row) for row in summaries],
+                "results_moved": [asdict(row) for row in moves],
                 "longest_waits": [asdict(wait) for wait in waits],
             }
         )
@@ -109,6 +112,28 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
             for row in summaries
         ),
     )
+    if moves:
+        print_table(
+            "Results on their ways",
+            ("results of", "n", "in memory", "sent", "shared", "took", "codecs: ratio", "chosen"),
+            (
+                (
+                    row.task,
+                    f"{row.n_values:,}",
+                    in_bytes(row.raw_bytes),
+                    in_bytes(row.wire_bytes),
+                    in_bytes(row.shared_bytes),
+                    in_seconds(row.duration_s),
+                    ", ".join(f"{name} {b / a:.1f}" for name, b, a in row.codecs if a),
+                    "; ".join(
+                        f"{n:,} × {name}: {why}; predicted {in_seconds(predicted_s)}, "
+                        f"took {in_seconds(actual_s)}"
+                        for name, n, predicted_s, _, actual_s, why in row.choices
+                    ),
+                )
+                for row in moves
+            ),
+        )
     print_table(
         "Longest waits, from ready to started",
         ("task", "on", "waited", "for"),

@@ -16,6 +16,7 @@ __all__ = [
     "Failed",
     "Finished",
     "Held",
+    "Moved",
     "Placed",
     "Started",
     "Submitted",
@@ -156,12 +157,39 @@ class WorkerLeft:
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What the results of a task cost on their ways from a worker, over a whole run."""
+
+    at_s: float
+    run: str
+    task: str
+    worker: str
+    n_values: int
+    raw_bytes: int
+    """Of values that went over a network, as they are in memory."""
+    wire_bytes: int
+    """What went over the network for them."""
+    shared_bytes: int
+    """Handed over in shared memory instead."""
+    copied_bytes: int
+    """Copied into shared memory."""
+    duration_s: float
+    """Of sending and copying, added up."""
+    codecs: tuple[tuple[str, int, int], ...] = ()
+    """By codec: its name, and bytes before and after."""
+    choices: tuple[tuple[str, int, float, float, float, str], ...] = ()
+    """By codec chosen for large buffers: its name, how many buffers; seconds predicted, predicted
+    for sending them raw, and taken; and why, of the last one."""
+
+
 Event = (
     Submitted
     | Placed
     | Held
     | Started
     | Transferred
+    | Moved
     | Finished
     | Failed
     | WorkerJoined

@@ -18,6 +18,7 @@ from deepflow.decide.events import (
     Failed,
     Finished,
     Held,
+    Moved,
     Placed,
     Started,
     Submitted,
@@ -185,6 +186,8 @@ class Trail:
     workers: Mapping[str, WorkerTrail]
     runs: Mapping[str, RunTrail]
     transfers: tuple[Transferred, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    """What results cost on their ways, by task and worker."""
 
     @staticmethod
     def of(events: Iterable[Event]) -> Trail:
@@ -227,6 +230,7 @@ class Trail:
             MappingProxyType(workers),
             MappingProxyType({name: run for name, run in self.runs.items() if name in kept}),
             tuple(one for one in self.transfers if one.key in tasks),
+            tuple(one for one in self.moved if one.run in kept),
         )
 
 
@@ -259,12 +263,14 @@ class _Fold:
         self._tasks: dict[str, _Task] = {}
         self._workers: dict[str, _Worker] = {}
         self._transfers: list[Transferred] = []
+        self._moved: list[Moved] = []
         self.take: dict[type, Callable[..., None]] = {
             Submitted: self._submitted,
             Placed: self._placed,
             Held: self._held,
             Started: self._started,
             Transferred: self._transfers.append,
+            Moved: self._moved.append,
             Finished: self._finished,
             Failed: self._failed,
             WorkerJoined: self._joined,
@@ -339,6 +345,7 @@ class _Fold:
             MappingProxyType(self._worker_trails(tasks)),
             MappingProxyType(_run_trails(tasks)),
             tuple(self._transfers),
+            tuple(self._moved),
         )
 
     def _copies(self) -> dict[str, dict[str, list[Transferred]]]:

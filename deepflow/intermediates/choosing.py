@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from deepflow.decide.compression import RAW_BELOW_BYTES, Chooser, Plan, Sample
+from deepflow.decide.compression import RAW_BELOW_BYTES, Chooser, Outcome, Plan, Sample
 from deepflow.intermediates import sampling
 from deepflow.intermediates.codecs import element_bytes
 from deepflow.intermediates.links import Links
@@ -23,16 +23,23 @@ class Choices:
         self.cores = cores
         self.lock = threading.Lock()
 
-    def for_peer(self, host: str, cores: int | None = None) -> ForPeer:
-        """How to code what goes to a host, on at most so many cores; 0: one after the other."""
-        return ForPeer(self, host, self.cores if cores is None else cores)
+    def for_peer(
+        self, host: str, seen: Callable[[Outcome], None] | None = None, cores: int | None = None
+    ) -> ForPeer:
+        """How to code what goes to a host, on at most so many cores; 0: one after the other.
+
+        `seen` is told of what became of each large buffer.
+        """
+        return ForPeer(self, host, self.cores if cores is None else cores, seen)
 
 
 class ForPeer:
     """`stream.Choosing` for what goes to one host."""
 
-    def __init__(self, choices: Choices, host: str, cores: int) -> None:
-        self._choices, self._host, self._cores = choices, host, cores
+    def __init__(
+        self, choices: Choices, host: str, cores: int, seen: Callable[[Outcome], None] | None
+    ) -> None:
+        self._choices, self._host, self._cores, self._seen = choices, host, cores, seen
 
     def _key(self, part: Part) -> tuple[str, str | None, str]:
         return part.task, part.dtype, self._host
@@ -75,6 +82,8 @@ class ForPeer:
         """Log what a part took; small ones say nothing of a codec."""
         if part.octets.nbytes >= RAW_BELOW_BYTES:
             with self._choices.lock:
-                self._choices.chooser.record(
+                outcome = self._choices.chooser.record(
                     self._key(part), part.octets.nbytes, plan, seconds, is_whole
                 )
+            if self._seen is not None:
+                self._seen(outcome)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepflow.decide.trail import Attempt, Trail, WorkerTrail
-from deepflow.observe.explain import in_seconds, longest_waits, task_summaries
+from deepflow.observe.explain import in_seconds, longest_waits, move_summaries, task_summaries
 from deepflow.observe.gantt import (
     FAILED,
     OTHER,
@@ -55,6 +55,7 @@ def flow_report_markdown(trail: Trail) -> str:
         _sentence(trail),
         f"![Who ran what when](data:image/svg+xml;base64,{picture})",
         _task_table(trail),
+        _move_table(trail),
         _wait_table(trail),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -95,6 +96,41 @@ def _task_table(trail: Trail) -> str:
         )
     if len(rows) > _MAX_TASK_ROWS:
         lines.append(f"\n{len(rows) - _MAX_TASK_ROWS:,} more tasks took less time.")
+    return "\n".join(lines)
+
+
+def _move_table(trail: Trail) -> str:
+    """What became of the bytes of results on their ways, and what was chosen why."""
+    rows = move_summaries(trail)
+    raw, sent = sum(row.raw_bytes for row in rows), sum(row.wire_bytes for row in rows)
+    shared = sum(row.shared_bytes for row in rows)
+    if not raw + shared:
+        return ""
+    said = []
+    if raw:
+        saved_s = sum(row.saved_s for row in rows)
+        time = f", about {in_seconds(saved_s)} less than raw" if saved_s > 0 else ""
+        said.append(
+            f"{_in_bytes(raw)} went over the network as {_in_bytes(sent)} "
+            f"(compression saved {1 - sent / raw:.0%}{time})"
+        )
+    if shared:
+        said.append(f"{_in_bytes(shared)} were handed over in shared memory without being sent")
+    lines = [
+        f"Results on their ways: {'; '.join(said)}.\n",
+        "| results of | n | in memory | sent | shared | codecs: ratio | chosen |",
+        "|---|--:|--:|--:|--:|---|---|",
+    ]
+    for row in rows[:_MAX_TASK_ROWS]:
+        codecs = ", ".join(
+            f"{name} {before / after:.1f}" for name, before, after in row.codecs if after
+        )
+        chosen = "; ".join(f"{n:,} × {name}: {why}" for name, n, *_, why in row.choices[:3])
+        lines.append(
+            f"| {_cell(row.task)} | {row.n_values:,} | {_in_bytes(row.raw_bytes)} "
+            f"| {_in_bytes(row.wire_bytes)} | {_in_bytes(row.shared_bytes)} | {_cell(codecs)} "
+            f"| {_cell(chosen, 120)} |"
+        )
     return "\n".join(lines)
 
 

@@ -14,12 +14,25 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-from deepflow.decide.events import Candidate
+from deepflow.decide.events import Candidate, Moved
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError, nearest
 
-__all__ = ["Reason", "Story", "TaskSummary", "Wait", "find_runs", "find_tasks", "in_seconds"]
-__all__ += ["longest_waits", "reasons_it_waited", "story_of", "task_summaries"]
+__all__ = [
+    "MoveSummary",
+    "Reason",
+    "Story",
+    "TaskSummary",
+    "Wait",
+    "find_runs",
+    "find_tasks",
+    "in_seconds",
+    "longest_waits",
+    "move_summaries",
+    "reasons_it_waited",
+    "story_of",
+    "task_summaries",
+]
 
 _SHOWN_NAMES: Final = 8
 
@@ -91,6 +104,73 @@ class Story:
     reasons_it_waited: tuple[Reason, ...]
     failures: tuple[tuple[str, str], ...]
     """Worker and cause of each attempt that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveSummary:
+    """How the results of all tasks of one name left their workers. Bytes and seconds."""
+
+    task: str
+    n_values: int
+    raw_bytes: int
+    """Of values that went over a network, as they are in memory."""
+    wire_bytes: int
+    shared_bytes: int
+    copied_bytes: int
+    duration_s: float
+    codecs: tuple[tuple[str, int, int], ...]
+    """Codec, and bytes before and after; the one with most bytes first."""
+    choices: tuple[tuple[str, int, float, float, float, str], ...]
+    """As `Moved.choices`, the most frequent first."""
+
+    @property
+    def saved_s(self) -> float:
+        """Seconds less than sending raw was predicted to take; negative for a loss."""
+        return sum(
+            raw_s - actual_s for codec, _, _, raw_s, actual_s, _ in self.choices if codec != "raw"
+        )
+
+
+def move_summaries(trail: Trail) -> tuple[MoveSummary, ...]:
+    """One row for each name of a task whose results travelled, the largest first."""
+    by_name: dict[str, list[Moved]] = {}
+    for one in trail.moved:
+        by_name.setdefault(one.task, []).append(one)
+    rows = (_move_summary(name, moved) for name, moved in by_name.items())
+    return tuple(sorted(rows, key=lambda row: -(row.raw_bytes + row.shared_bytes)))
+
+
+def _move_summary(name: str, moved: Sequence[Moved]) -> MoveSummary:
+    codecs: dict[str, tuple[int, int]] = {}
+    choices: dict[str, tuple[int, float, float, float, str]] = {}
+    for one in moved:
+        for codec, raw, stored in one.codecs:
+            before = codecs.get(codec, (0, 0))
+            codecs[codec] = (before[0] + raw, before[1] + stored)
+        for codec, n, predicted_s, raw_s, actual_s, why in one.choices:
+            known = choices.get(codec, (0, 0.0, 0.0, 0.0, ""))
+            choices[codec] = (
+                known[0] + n,
+                known[1] + predicted_s,
+                known[2] + raw_s,
+                known[3] + actual_s,
+                why,
+            )
+    return MoveSummary(
+        task=name,
+        n_values=sum(one.n_values for one in moved),
+        raw_bytes=sum(one.raw_bytes for one in moved),
+        wire_bytes=sum(one.wire_bytes for one in moved),
+        shared_bytes=sum(one.shared_bytes for one in moved),
+        copied_bytes=sum(one.copied_bytes for one in moved),
+        duration_s=sum(one.duration_s for one in moved),
+        codecs=tuple(
+            (codec, *sizes) for codec, sizes in sorted(codecs.items(), key=lambda c: -c[1][0])
+        ),
+        choices=tuple(
+            (codec, *rest) for codec, rest in sorted(choices.items(), key=lambda c: -c[1][0])
+        ),
+    )
 
 
 def task_summaries(trail: Trail) -> tuple[TaskSummary, ...]:

@@ -32,7 +32,7 @@ __all__ = ["Header", "JournalRing", "JournalWriter", "newest_journal", "read_hea
 __all__ += ["iter_journal", "read_journal"]
 
 FORMAT: Final = "deepflow-journal"
-VERSION: Final = 1
+VERSION: Final = 2
 SUFFIXES: Final = (".journal", ".journal.zst")
 """How the names of journals end, where a directory of them is searched."""
 

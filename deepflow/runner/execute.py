@@ -14,7 +14,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from dask.sizeof import sizeof
-from dask.utils import key_split
 from distributed import get_worker
 from distributed.protocol.pickle import dumps as pickle_result
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
@@ -106,7 +105,7 @@ def _settled(outcomes: Outcomes) -> Outcomes:
     if transfer is None or not transfer.sender.has_neighbours:
         return outcomes
     key = worker.get_current_task()
-    settled: Outcomes = transfer.sender.settle(key, outcomes, key_split(key), sizeof(outcomes))
+    settled: Outcomes = transfer.sender.settle(key, outcomes, sizeof(outcomes))
     return settled
 
 

@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 
 from deepflow.backend.placement.plugin import UNPLACEABLE_TOPIC, Placement
-from deepflow.decide.events import Event
+from deepflow.decide.events import Event, Moved
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.trail import Trail
@@ -106,11 +106,19 @@ class Placing:
                 said["reasons"],
             )
 
-    def finish(self) -> None:
-        """Fetch what became of the flow run, keep it and show it. Raises nothing."""
+    @property
+    def run(self) -> str:
+        """The flow run's id, as events name it; empty without a flow run."""
+        return "" if self._flow_run is None else str(self._flow_run.id)
+
+    def finish(self, moved: Sequence[Moved] = ()) -> None:
+        """Fetch what became of the flow run, keep it and show it. Raises nothing.
+
+        `moved`: what its results cost on their ways, as the workers have said.
+        """
         try:
             if self._flow_run is not None and self._client.status == "running":
-                self._finish(self._flow_run)
+                self._finish(self._flow_run, moved)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
             self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
@@ -118,13 +126,14 @@ class Placing:
             if self._history is not None:
                 self._history.close()
 
-    def _finish(self, flow_run: FlowRun) -> None:
+    def _finish(self, flow_run: FlowRun, moved: Sequence[Moved]) -> None:
         run = str(flow_run.id)
         events: list[Event] = pickle.loads(
             self._client.sync(self._client.scheduler.deepflow_events, run=run)
         )
         if not any(getattr(event, "run", None) == run for event in events):
             return
+        events.extend(moved)
         self._remember(events)
         self._write_journal(run, events)
         if self._settings.artifact and len(events) <= _MAX_IN_ARTIFACT:

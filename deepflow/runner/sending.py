@@ -19,6 +19,7 @@ from dask._task_spec import Task as DaskTask
 from dask._task_spec import TaskRef
 from dask.base import annotate
 
+from deepflow.backend.keys import make_key
 from deepflow.backend.placement.annotation import OURS
 from deepflow.decide.batching import split_after_s
 from deepflow.errors import InfrastructureError
@@ -75,8 +76,7 @@ class Sender:
 
     def _key(self, template: Template) -> str:
         run_id = self._board.flow_run_id
-        flow_run = f"-{run_id.hex}" if run_id else ""
-        return f"{template.name}-{next(self._numbers)}{flow_run}-{template.salt}"
+        return make_key(template.name, next(self._numbers), run_id, template.salt)
 
     def flush(self) -> None:
         """Send what is queued: consecutive jobs of the same placement as one graph (any thread)."""

@@ -28,6 +28,7 @@ from prefect.utilities.importtools import to_qualified_name
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import ReportDeaths
 from deepflow.backend.tls import security_of
+from deepflow.decide.events import Moved
 from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
 from deepflow.decide.place.registry import STOCK
@@ -354,20 +355,24 @@ class Session:
         seconds to finish.
         """
         dispatcher, settings = self.dispatcher, self.settings
+        run = "" if self.placing is None else self.placing.run
+        moved: list[Moved] = []
         try:
             open_items = dispatcher.open_items()
             if open_items:
                 self._settle(open_items, failed)
             if self.client.status == "running":
                 try:
-                    sent = self.client.run(
-                        take_leave, this_process(), self.topic, on_error="ignore"
+                    said: dict[str, tuple[int, list[Moved]]] = self.client.run(
+                        take_leave, this_process(), self.topic, run, on_error="ignore"
                     )
+                    sent = {worker: n_sent for worker, (n_sent, _) in said.items()}
+                    moved = [one for _, of_worker in said.values() for one in of_worker]
                     dispatcher.drain(sent, settings.shutdown_s)
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.placing is not None:
-                self.placing.finish()
+                self.placing.finish(moved)
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from uuid import UUID
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from deepflow.backend.transfer.install import Options, install, transfer_of
+from deepflow.decide.events import Moved
 from deepflow.decide.place.registry import STOCK
 from deepflow.settings import Settings
 
@@ -86,10 +88,13 @@ def flush_logs(driver: str) -> None:
     EventsWorker.drain_all(timeout=FLUSH_TIMEOUT_S, at_exit=False)
 
 
-async def take_leave(driver: str, topic: str, dask_worker: Worker) -> int:
+async def take_leave(
+    driver: str, topic: str, run: str, dask_worker: Worker
+) -> tuple[int, list[Moved]]:
     """Send what this worker still has to say, and forget what belongs to the flow run.
 
-    Returns how many reports it has sent to `topic`, which is the driver's.
+    Returns how many reports it has sent to `topic`, which is the driver's, and what the results of
+    flow run `run` cost on their ways from here.
     """
     from deepflow.runner.agent import agent_of
 
@@ -98,7 +103,33 @@ async def take_leave(driver: str, topic: str, dask_worker: Worker) -> int:
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, _close_nested, topic)
     await loop.run_in_executor(None, flush_logs, driver)
-    return agent.depart(topic)
+    return agent.depart(topic), _moved(dask_worker, run)
+
+
+def _moved(worker: Worker, run: str) -> list[Moved]:
+    transfer = transfer_of(worker)
+    if transfer is None or not run:
+        return []
+    return [
+        Moved(
+            at_s=time.time(),
+            run=run,
+            task=task,
+            worker=worker.address,
+            n_values=account.n_values,
+            raw_bytes=account.raw_bytes,
+            wire_bytes=account.wire_bytes,
+            shared_bytes=account.shared_bytes,
+            copied_bytes=account.copied_bytes,
+            duration_s=account.seconds,
+            codecs=tuple((name, *sizes) for name, sizes in account.codecs.items()),
+            choices=tuple(
+                (codec, one.n, one.predicted_s, one.raw_s, one.actual_s, one.why)
+                for codec, one in account.choices.items()
+            ),
+        )
+        for task, account in transfer.sender.ledger.take(run).items()
+    ]
 
 
 def _close_nested(topic: str) -> None:

@@ -53,7 +53,7 @@ def accounts(client: Client, address: str) -> Any:
     def ask(dask_worker: Any) -> Any:
         transfer = transfer_of(dask_worker)
         assert transfer is not None
-        return transfer.sender.ledger.take()
+        return transfer.sender.ledger.take("")
 
     return client.run(ask, workers=[address])[address]
 

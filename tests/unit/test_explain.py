@@ -15,6 +15,7 @@ from deepflow.decide.events import (
     Failed,
     Finished,
     Held,
+    Moved,
     Placed,
     Submitted,
     Transferred,
@@ -29,6 +30,7 @@ from deepflow.observe.explain import (
     find_tasks,
     in_seconds,
     longest_waits,
+    move_summaries,
     reasons_it_waited,
     story_of,
     task_summaries,
@@ -94,6 +96,40 @@ def test_summaries_by_name_of_the_task() -> None:
     assert (a.median_run_s, a.median_wait_s, a.total_run_s) == (14.0, 0.0, 28.0)
     assert a.ran_on == (("slow", 1), ("fast", 1))
     assert (b.median_wait_s, b.longest_wait_s, b.moved_bytes) == (8.0, 8.0, 500)
+
+
+def moved() -> list[Event]:
+    """`a` sent 3,000 bytes as 1,000 from two workers and shared 500; `b` was not coded."""
+    chosen = ("pco", 1, 0.1, 0.4, 0.15, "4.0 times faster than raw")
+    return [
+        Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 400, 0, 0, 0.2, (("pco", 1000, 400),)),
+        Moved(
+            *(20.0, "run-one", "a", "fast-0", 2, 2000, 600, 500, 500, 0.3),
+            (("pco", 1500, 100), ("raw", 500, 500)),
+            (chosen, ("raw", 1, 0.1, 0.1, 0.3, "nothing saves a tenth")),
+        ),
+        Moved(20.0, "run-one", "b", "fast-0", 1, 0, 0, 9000, 9000, 0.1),
+        Moved(20.0, "another", "a", "fast-0", 1, 77, 77, 0, 0, 0.1),
+    ]
+
+
+def test_what_results_cost_on_their_ways_is_added_up_by_task() -> None:
+    trail = Trail.of([*events(), *moved()]).only(["run-one"])
+    b, a = move_summaries(trail)
+    assert (b.task, b.shared_bytes, b.saved_s) == ("b", 9000, 0.0)
+    assert (a.n_values, a.raw_bytes, a.wire_bytes, a.shared_bytes) == (3, 3000, 1000, 500)
+    assert a.codecs == (("pco", 2500, 500), ("raw", 500, 500))
+    assert a.saved_s == pytest.approx(0.25)  # what was sent raw saves and loses nothing
+    assert a.choices[0][0] == "pco"
+
+
+def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:
+    told = flow_report_markdown(Trail.of([*events(), *moved()]).only(["run-one"]))
+    assert "3 kB went over the network as 1 kB (compression saved 67%" in told
+    assert "9.5 kB were handed over in shared memory" in told
+    assert "pco 5.0, raw 1.0" in told
+    assert "4.0 times faster than raw" in told
+    assert "on their ways" not in flow_report_markdown(Trail.of(events()))
 
 
 def test_the_longest_waits_come_first() -> None:

@@ -15,6 +15,7 @@ from deepflow.decide.events import (
     Failed,
     Finished,
     Held,
+    Moved,
     Placed,
     Started,
     Submitted,
@@ -42,6 +43,11 @@ EVENTS: tuple[Event, ...] = (
     Transferred(1.5, "a-1", "w-0", "w-1", 1000, 0.25),
     Finished(2.0, "a-1", "w-0", 1.0, 1.9, 1000, on_gpu=True),
     Failed(3.0, "b-1", "w-0", "worker-lost"),
+    Moved(
+        *(3.0, "run", "a", "w-0", 2, 1000, 400, 0, 0, 0.5),
+        (("pco", 1000, 400),),
+        (("pco", 2, 0.1, 0.4, 0.2, "4.0 times faster than raw"),),
+    ),
     WorkerLeft(3.0, "w-0", "killed"),
 )
 NAMES = ["run.journal", "run.journal.zst"]

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
+from deepflow.backend.keys import run_of, task_of
+from deepflow.decide.compression import Outcome
 from deepflow.intermediates.stream import Progress
 from deepflow.observe import metrics
 
-__all__ = ["Account", "Ledger"]
+__all__ = ["Account", "Choice", "Ledger"]
+
+_MAX_RUNS: Final = 256
+"""Of drivers that died without asking, the oldest are forgotten."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """What was chosen for the buffers of a task, and what came of it. Seconds."""
+
+    n: int = 0
+    predicted_s: float = 0.0
+    raw_s: float = 0.0
+    """Predicted for sending them raw."""
+    actual_s: float = 0.0
+    why: str = ""
+    """Of the last one."""
 
 
 @dataclass(slots=True)
@@ -27,22 +47,28 @@ class Account:
     """Copied into shared memory."""
     seconds: float = 0.0
     codecs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
 
 
 class Ledger:
-    """Counts what leaves this process, by task and in the metrics. Thread-safe."""
+    """Counts what leaves this process, by flow run and task and in the metrics. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._accounts: dict[str, Account] = {}
+        self._runs: OrderedDict[str, dict[str, Account]] = OrderedDict()
 
-    def _account(self, task: str) -> Account:
-        return self._accounts.setdefault(task, Account())
+    def _account(self, key: Any) -> Account:
+        run = run_of(key)
+        accounts = self._runs.setdefault(run, {})
+        self._runs.move_to_end(run)
+        if len(self._runs) > _MAX_RUNS:
+            self._runs.popitem(last=False)
+        return accounts.setdefault(task_of(key), Account())
 
-    def sent(self, task: str, progress: Progress, seconds: float, n_values: int = 1) -> None:
+    def sent(self, key: Any, progress: Progress, seconds: float, n_values: int = 1) -> None:
         """A stream, or a message of coded or raw buffers."""
         with self._lock:
-            account = self._account(task)
+            account = self._account(key)
             account.n_values += n_values
             account.raw_bytes += progress.raw_bytes
             account.wire_bytes += progress.wire_bytes
@@ -57,24 +83,34 @@ class Ledger:
             metrics.inc("deepflow_codec_bytes_total", raw, codec=name, kind="raw")
             metrics.inc("deepflow_codec_bytes_total", stored, codec=name, kind="stored")
 
-    def shared(self, task: str, n_bytes: int) -> None:
+    def chosen(self, key: Any, outcome: Outcome) -> None:
+        """How a large buffer of a value was coded."""
+        plan = outcome.plan
+        with self._lock:
+            choice = self._account(key).choices.setdefault(plan.codec, Choice())
+            choice.n += 1
+            choice.predicted_s += plan.predicted_s
+            choice.raw_s += plan.raw_s
+            choice.actual_s += outcome.actual_s
+            choice.why = plan.why
+
+    def shared(self, key: Any, n_bytes: int) -> None:
         """A value handed over in shared memory."""
         with self._lock:
-            account = self._account(task)
+            account = self._account(key)
             account.n_values += 1
             account.shared_bytes += n_bytes
         metrics.inc("deepflow_transfer_bytes_total", n_bytes, kind="shared")
 
-    def copied(self, task: str, n_bytes: int, seconds: float) -> None:
+    def copied(self, key: Any, n_bytes: int, seconds: float) -> None:
         """A value copied into shared memory."""
         with self._lock:
-            account = self._account(task)
+            account = self._account(key)
             account.copied_bytes += n_bytes
             account.seconds += seconds
         metrics.inc("deepflow_transfer_bytes_total", n_bytes, kind="copied")
 
-    def take(self) -> Mapping[str, Account]:
-        """What was counted since the last time."""
+    def take(self, run: str) -> Mapping[str, Account]:
+        """What a flow run's values cost, by task; it is forgotten here."""
         with self._lock:
-            taken, self._accounts = self._accounts, {}
-        return taken
+            return self._runs.pop(run, {})

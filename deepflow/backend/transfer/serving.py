@@ -9,12 +9,14 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from distributed.comm.addressing import get_address_host
 from distributed.core import Status
 from distributed.protocol.serialize import to_serialize
 
+from deepflow.backend.keys import task_of
 from deepflow.intermediates import stream, values
 from deepflow.intermediates.arena import Arena, Sealed
 from deepflow.intermediates.choosing import Choices
@@ -48,7 +50,6 @@ class Handle(NamedTuple):
 class _Asked(NamedTuple):
     key: Any
     value: Any
-    task: str
     n_bytes: int
 
 
@@ -60,7 +61,8 @@ class _Ready:
     is_neighbour: bool
     can_stream: bool
     parts: list[Part] = field(default_factory=list)
-    n_values: int = 0
+    keys: list[Any] = field(default_factory=list)
+    """Of the values that the parts belong to, one for each value."""
     kept: list[Handle] = field(default_factory=list)
 
 
@@ -96,7 +98,7 @@ class Sender:
             self.arena.tidy()
             metrics.set_gauge("deepflow_shared_memory_bytes", self.arena.used_bytes)
 
-    def settle(self, key: Any, value: Any, task: str, n_bytes: int) -> Any:
+    def settle(self, key: Any, value: Any, n_bytes: int) -> Any:
         """A task's result as the worker is to keep it: in shared memory if that will be of use.
 
         Called in the task's thread. What cannot be moved there stays as it is.
@@ -105,8 +107,8 @@ class Sender:
         if self.arena is None or not self.has_neighbours or n_bytes < SHARE_FROM_BYTES:
             return value
         try:
-            parts = values.disassemble(value, task)
-            handle = self._share(parts, n_bytes)
+            parts = values.disassemble(value, task_of(key))
+            handle = self._share(key, parts, n_bytes)
             if handle is None:
                 return value
             moved = values.assemble(handle.sealed.buffers, handle.readonly)
@@ -116,7 +118,7 @@ class Sender:
         self.keep(key, handle)
         return moved
 
-    def _share(self, parts: Sequence[Part], n_bytes: int) -> Handle | None:
+    def _share(self, key: Any, parts: Sequence[Part], n_bytes: int) -> Handle | None:
         """The parts copied into a segment; None where there is no room, or it is not worth it."""
         if sum(part.octets.nbytes for part in parts[1:]) < _BUFFERS_SHARE * n_bytes:
             return None  # objects rather than buffers: each reader would build them anew
@@ -127,7 +129,7 @@ class Sender:
             metrics.inc("deepflow_fallbacks_total", kind="shared_memory_full")
             return None
         size_bytes = sealed.descriptor.size_bytes
-        self.ledger.copied(parts[0].task, size_bytes, time.perf_counter() - began_s)
+        self.ledger.copied(key, size_bytes, time.perf_counter() - began_s)
         return Handle(sealed, tuple(part.is_readonly for part in parts))
 
     # -- a peer asks --------------------------------------------------------------------------
@@ -150,7 +152,7 @@ class Sender:
         is_neighbour = self.arena is not None and hmac.compare_digest(proof, self.arena.key)
         self.has_neighbours |= is_neighbour
         asked = [
-            _Asked(key, worker.data[key], state.prefix, state.nbytes or 0)
+            _Asked(key, worker.data[key], state.nbytes or 0)
             for key in keys
             if key in worker.data and (state := worker.state.tasks.get(key)) is not None
         ]
@@ -205,26 +207,26 @@ class Sender:
             return _plain(one.value)
         handle = self._handles.get(one.key) if ready.is_neighbour else None
         if handle is not None:
-            return self._by_descriptor(handle, one.task, ready)
+            return self._by_descriptor(handle, one.key, ready)
         wants_segment = ready.is_neighbour and one.n_bytes >= SHARE_FROM_BYTES
         wants_stream = ready.can_stream and self._is_worth_a_stream(one.n_bytes, ready.host)
         wants_coding = not ready.can_stream and not ready.is_neighbour
         if not (wants_segment or wants_stream or wants_coding):
             return _plain(one.value)
         try:
-            parts = values.disassemble(one.value, one.task)
+            parts = values.disassemble(one.value, task_of(one.key))
         except Exception:  # noqa: BLE001 - pickling runs the user's code; Dask says what is wrong
             return _plain(one.value)
-        if wants_segment and (handle := self._share(parts, one.n_bytes)) is not None:
+        if wants_segment and (handle := self._share(one.key, parts, one.n_bytes)) is not None:
             self.keep(one.key, handle)
-            return self._by_descriptor(handle, one.task, ready)
+            return self._by_descriptor(handle, one.key, ready)
         if wants_coding:
-            return self._coded(parts, ready)
+            return self._coded(one.key, parts, ready)
         if not wants_stream:
             return _plain(one.value)
         first = len(ready.parts)
         ready.parts.extend(parts)
-        ready.n_values += 1
+        ready.keys.append(one.key)
         return {
             "first": first,
             "sizes": [part.octets.nbytes for part in parts],
@@ -232,10 +234,10 @@ class Sender:
             "readonly": [part.is_readonly for part in parts],
         }
 
-    def _by_descriptor(self, handle: Handle, task: str, ready: _Ready) -> dict[str, Any]:
+    def _by_descriptor(self, handle: Handle, key: Any, ready: _Ready) -> dict[str, Any]:
         found = handle.sealed.descriptor
         ready.kept.append(handle)
-        self.ledger.shared(task, found.size_bytes)
+        self.ledger.shared(key, found.size_bytes)
         return {
             "segment": [found.owner, found.number, found.generation, list(found.spans)],
             "readonly": list(handle.readonly),
@@ -247,9 +249,9 @@ class Sender:
             return n_bytes >= SHARE_FROM_BYTES
         return n_bytes / speed > STREAM_FROM_S
 
-    def _coded(self, parts: Sequence[Part], ready: _Ready) -> dict[str, Any]:
+    def _coded(self, key: Any, parts: Sequence[Part], ready: _Ready) -> dict[str, Any]:
         """Coded as a whole, in Dask's message: where no other connection can be made."""
-        choosing = self.choices.for_peer(ready.host, cores=0)
+        choosing = self.choices.for_peer(ready.host, partial(self.ledger.chosen, key), cores=0)
         buffers = values.dump_parts(parts, choosing.codec)
         return {"coded": [to_serialize(memoryview(buffer)) for buffer in buffers]}
 
@@ -273,7 +275,7 @@ class Sender:
                 return  # the time is that of a stream, or of a hand-over
             total += progress.wire_bytes
             if one.n_bytes >= PLAIN_BELOW_BYTES:
-                self.ledger.sent(one.task, progress, seconds)
+                self.ledger.sent(one.key, progress, seconds)
         if total >= SHARE_FROM_BYTES:
             # The peer's handling is in it, too.
             self.choices.links.observe(host, total / seconds, is_lower_bound=True)
@@ -287,11 +289,12 @@ class Sender:
             stream.refuse(sock)
             return
         began_s = time.perf_counter()
-        choosing = self.choices.for_peer(ready.host)
+        # Mostly it is one value, or several of one task.
+        key = ready.keys[0]
+        choosing = self.choices.for_peer(ready.host, partial(self.ledger.chosen, key))
         progress = stream.send(sock, ready.parts, choosing, self.threads.codecs)
         seconds = time.perf_counter() - began_s
-        # Mostly it is one value, or several of one task.
-        self.ledger.sent(ready.parts[0].task, progress, seconds, ready.n_values)
+        self.ledger.sent(key, progress, seconds, len(ready.keys))
 
 
 def _plain(value: Any) -> dict[str, Any]:
