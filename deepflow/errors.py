@@ -14,7 +14,8 @@
     ├── HistoryError              RuntimeError     what was learned from past runs cannot be read
     ├── StoredResultError         RuntimeError     a persisted result cannot be read or written
     └── InfrastructureError       RuntimeError     a worker or connection was lost
-        └── ContextMissingError                    a worker has no context of the flow run
+        ├── ContextMissingError                    a worker has no context of the flow run
+        └── ValueLostError                         a worker's stored copy of a result is lost
 
 (The middle column is the built-in class that each also is.)
 
@@ -40,6 +41,7 @@ __all__ = [
     "StoredResultError",
     "TaskCancelledError",
     "UnplaceableError",
+    "ValueLostError",
     "nearest",
 ]
 
@@ -152,6 +154,10 @@ class InfrastructureError(DeepflowError, RuntimeError):
 
 class ContextMissingError(InfrastructureError):
     """A worker lacks the context that all tasks of a flow run share, and could not fetch it."""
+
+
+class ValueLostError(InfrastructureError):
+    """The copy of a result that a worker had stored away is damaged or gone."""
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str | None:

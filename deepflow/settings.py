@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     compression: str = Field(
         "adaptive",
         description="Codec of results that travel: adaptive: the fastest by sample, link and idle "
-        "cores; off; or one for all, such as zstd, zstd:3, shuffle+lz4, shuffle+zstd, pco.",
+        "cores; off; or one for all, such as zstd, zstd:3, shuffle+lz4, shuffle+zstd, pco, pco:2.",
     )
     shared_memory: str = Field(
         "/dev/shm",
@@ -180,6 +180,29 @@ class Settings(BaseSettings):
         ge=0,
         description="The most that a worker lays there; none: a quarter of its memory. A tenth of "
         "the file system is left free in any case.",
+    )
+    tiers: Literal["deepflow", "stock"] = Field(
+        "deepflow",
+        description="What a worker does when its results outgrow its memory: deepflow: in the "
+        "background, coded in memory, then to disk, then to tier_url; or stock: as Dask does.",
+    )
+    tier_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="The most that a worker keeps coded in memory; none: a quarter of what Dask "
+        "lets results take (distributed.worker.memory.target).",
+    )
+    tier_disk_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="The most that a worker keeps in files in its local directory; none: all but a "
+        "twentieth of the file system; 0: nothing.",
+    )
+    tier_url: str | None = Field(
+        None,
+        min_length=1,
+        description="Where results go that fit nowhere else: any URL of fsspec, such as "
+        "s3://bucket/scratch. What is put there is removed with its result.",
     )
     worker_silence_s: float = Field(
         60.0,

@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 CODEC_NAMES: Final = ("raw", "zstd", "shuffle+zstd", "shuffle+lz4", "bytedelta+zstd", "pco")
-"""What a user may name; `zstd` also with a level from 1 to 19, as ``zstd:3``."""
+"""What a user may name; some also with a level, as ``zstd:3``."""
+MAX_LEVELS: Final = {"zstd": 19, "pco": 12}
+"""Levels begin with 1."""
 
 RAW_BELOW_BYTES: Final = 128_000
 MARGIN: Final = 0.10
@@ -99,21 +101,22 @@ class Outcome:
 
 
 def parse_compression(setting: str) -> str:
-    """The setting, checked: ``adaptive``, ``off``, or a codec's name, perhaps with zstd's level.
+    """The setting, checked: ``adaptive``, ``off``, or a codec's name, perhaps with a level.
 
     `ConfigurationError` names the choices.
     """
     family, _, level = setting.partition(":")
     if setting in ("adaptive", "off", *CODEC_NAMES):
         return setting
-    if family == "zstd" and level.isascii() and level.isdigit() and 1 <= int(level) <= 19:
+    highest = MAX_LEVELS.get(family, 0)
+    if level.isascii() and level.isdigit() and 1 <= int(level) <= highest:
         return setting
     known = ("adaptive", "off", *CODEC_NAMES)
     close = nearest(family, known)
     hint = f" (did you mean {close!r}?)" if close and close != family else ""
     raise ConfigurationError(
-        f"compression={setting!r} is not known{hint}: use one of {', '.join(known)}, or zstd with "
-        "a level from zstd:1 to zstd:19"
+        f"compression={setting!r} is not known{hint}: use one of {', '.join(known)}, or with "
+        "a level: zstd:1 to zstd:19, pco:1 to pco:12"
     )
 
 
@@ -121,7 +124,7 @@ def candidates(dtype: str | None, element_bytes: int) -> tuple[str, ...]:
     """The codecs worth sampling for an element type, the likeliest first."""
     if dtype is None or element_bytes <= 1:
         return ("zstd:1",)
-    return ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd", "pco")
+    return ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd", "pco:1", "pco:4", "pco")
 
 
 def predict_s(

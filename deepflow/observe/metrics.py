@@ -176,6 +176,26 @@ _TABLE: tuple[Metric, ...] = (
         "Shared memory that this worker owns, what is kept for the next values included.",
     ),
     Metric(
+        "deepflow_tier_bytes",
+        "gauge",
+        "bytes",
+        "What a worker's results take in each tier: in the heap as they are, elsewhere as stored.",
+        (Label("tier", ("heap", "memory", "disk", "remote")),),
+    ),
+    Metric(
+        "deepflow_tier_moved_bytes_total",
+        "counter",
+        "bytes",
+        "Stored bytes of results that were evicted to a tier, or read back from it.",
+        (Label("tier", ("memory", "disk", "remote")), Label("direction", ("to", "from"))),
+    ),
+    Metric(
+        "deepflow_tier_waited_seconds_total",
+        "counter",
+        "seconds",
+        "Seconds that worker threads were held back until results had left the heap.",
+    ),
+    Metric(
         "deepflow_shared_argument_bytes_total",
         "counter",
         "bytes",

@@ -26,6 +26,7 @@ from prefect.context import AsyncClientContext
 from prefect.results import should_persist_result
 from prefect.states import Cancelled, Completed
 
+from deepflow.backend.tiers import tiers_of
 from deepflow.backend.transfer.install import transfer_of
 from deepflow.observe import metrics
 from deepflow.runner.agent import Agent, RunningJob, agent_of
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 NOT_BEGUN_MESSAGE = "Cancelled before it began."
+_ADMITTED_FROM_BYTES = 1 << 18
 READ_BACK_MESSAGE = "Read back from result storage; it was not run again."
 
 _OUTCOMES = {
@@ -101,11 +103,15 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
 def _settled(outcomes: Outcomes) -> Outcomes:
     """The outcomes as the worker keeps them: large ones where its neighbours can read them."""
     worker = get_worker()
-    transfer = transfer_of(worker)
-    if transfer is None or not transfer.sender.has_neighbours:
+    transfer, tiers = transfer_of(worker), tiers_of(worker)
+    if transfer is None and tiers is None:
         return outcomes
-    key = worker.get_current_task()
-    settled: Outcomes = transfer.sender.settle(key, outcomes, sizeof(outcomes))
+    n_bytes = sizeof(outcomes)
+    settled = outcomes
+    if transfer is not None and transfer.sender.has_neighbours:
+        settled = transfer.sender.settle(worker.get_current_task(), outcomes, n_bytes)
+    if tiers is not None and n_bytes >= _ADMITTED_FROM_BYTES:
+        tiers.admit(n_bytes)  # the next task of this thread would only make it worse
     return settled
 
 

@@ -50,6 +50,7 @@ from deepflow.runner.worker_plugin import (
     DeepflowWorkerPlugin,
     take_leave,
     this_process,
+    tier_options,
     transfer_options,
 )
 from deepflow.settings import Settings, load_settings
@@ -178,7 +179,9 @@ class Session:
                 address=str(connect_to),
             ) from exc
         self.client = self._stack.enter_context(client)
-        plugin = DeepflowWorkerPlugin(this_process(), transfer_options(self.settings))
+        plugin = DeepflowWorkerPlugin(
+            this_process(), transfer_options(self.settings), tier_options(self.settings)
+        )
         self.client.register_plugin(plugin)
         self.client.register_plugin(ReportDeaths())
         self._place()

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from deepflow.backend.tiers import TierOptions, install_tiers, tiers_of
 from deepflow.backend.transfer.install import Options, install, transfer_of
 from deepflow.decide.events import Moved
 from deepflow.decide.place.registry import STOCK
@@ -34,11 +35,18 @@ class DeepflowWorkerPlugin(WorkerPlugin):
     name = "deepflow"
     idempotent = True
 
-    def __init__(self, driver: str, transfer: Options | None = None) -> None:
+    def __init__(
+        self,
+        driver: str,
+        transfer: Options | None = None,
+        tiers: TierOptions | None = None,
+    ) -> None:
         self.driver = driver
         """`host:pid` of the process that registered it: there, Prefect's services go on."""
         self.transfer = transfer
         """How values are to travel; None: by Dask's own means."""
+        self.tiers = tiers
+        """Where they go when they outgrow the memory; None: where Dask puts them."""
 
     async def setup(self, worker: Worker) -> None:
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
@@ -51,8 +59,11 @@ class DeepflowWorkerPlugin(WorkerPlugin):
 
         registration.register(Outcomes)
         metrics.register()
-        if self.transfer is not None:
-            install(worker, self.transfer)
+        transfer = None if self.transfer is None else install(worker, self.transfer)
+        tiers = None if self.tiers is None else install_tiers(worker, self.tiers)
+        if transfer is not None and tiers is not None:
+            tiers.forget = transfer.sender.forget
+            transfer.fetcher.admit = tiers.admit
 
     async def teardown(self, worker: Worker) -> None:
         """Flush events and logs: without it the last lines of a retired worker are lost."""
@@ -60,6 +71,8 @@ class DeepflowWorkerPlugin(WorkerPlugin):
 
         if (transfer := transfer_of(worker)) is not None:
             transfer.close()
+        if (tiers := tiers_of(worker)) is not None:
+            await asyncio.get_running_loop().run_in_executor(None, tiers.close)
         forget_agent(worker)
         await asyncio.get_running_loop().run_in_executor(None, flush_logs, self.driver)
 
@@ -70,6 +83,13 @@ def transfer_options(settings: Settings) -> Options | None:
         return None
     folder = "" if settings.shared_memory == "off" else settings.shared_memory
     return Options(settings.compression, folder, settings.shared_memory_bytes)
+
+
+def tier_options(settings: Settings) -> TierOptions | None:
+    """Where values go that outgrow a worker's memory; None: where Dask puts them."""
+    if settings.tiers == STOCK:
+        return None
+    return TierOptions(settings.tier_memory_bytes, settings.tier_disk_bytes, settings.tier_url)
 
 
 def this_process() -> str:

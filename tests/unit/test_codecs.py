@@ -48,7 +48,7 @@ def test_many_threads_at_once(name):
         assert all(pool.map(once, range(64)))
 
 
-@pytest.mark.parametrize("name", ["zstd:0", "zstd:20", "lz4", "pco:3", "", "zstd-dict", "raw:1"])
+@pytest.mark.parametrize("name", ["zstd:0", "zstd:20", "lz4", "pco:13", "", "zstd-dict", "raw:1"])
 def test_an_unknown_name_is_refused_with_the_choices(name):
     with pytest.raises(ConfigurationError, match="bytedelta"):
         codecs.parse(name)

@@ -113,7 +113,7 @@ SMOOTH = np.cumsum(np.random.default_rng(0).normal(size=600_000)).round(2)
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize(
-    "codec", ["raw", "zstd:1", "shuffle+zstd", "shuffle+lz4", "bytedelta+zstd", "pco"]
+    "codec", ["raw", "zstd:1", "shuffle+zstd", "shuffle+lz4", "bytedelta+zstd", "pco", "pco:1"]
 )
 def test_what_arrives_is_what_was_sent(codec: str, threads: int, pool: ThreadPoolExecutor) -> None:
     text = b"a line of text, again and again\n" * 5_000

@@ -65,6 +65,8 @@ class Fetcher:
     ) -> None:
         self._rpc, self._who, self._folder, self._arena = rpc, who, folder, arena
         self._threads, self._wrap, self._timeout_s, self._keep = threads, wrap, timeout_s, keep
+        self.admit: Callable[[int], None] = lambda n_bytes: None
+        """Holds a thread back until there is memory for a value."""
         self._cards: dict[str, tuple[Card | None, float]] = {}
         self._streamless: dict[str, float] = {}
         self._sockets: dict[str, list[socket.socket]] = {}
@@ -169,6 +171,7 @@ class Fetcher:
     def _receive(
         self, address: str, card: Card, ticket: bytes, offers: dict[Any, dict[str, Any]]
     ) -> tuple[dict[Any, Any], int]:
+        self.admit(sum(sum(offer["sizes"]) for offer in offers.values()))
         places = [self._place(offer["sizes"]) for offer in offers.values()]
         views = [view for _, of_value in places for view in of_value]
         dtypes = [dtype for offer in offers.values() for dtype in offer["dtypes"]]

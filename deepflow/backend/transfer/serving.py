@@ -17,6 +17,7 @@ from distributed.core import Status
 from distributed.protocol.serialize import to_serialize
 
 from deepflow.backend.keys import task_of
+from deepflow.errors import ValueLostError
 from deepflow.intermediates import stream, values
 from deepflow.intermediates.arena import Arena, Sealed
 from deepflow.intermediates.choosing import Choices
@@ -49,7 +50,6 @@ class Handle(NamedTuple):
 
 class _Asked(NamedTuple):
     key: Any
-    value: Any
     n_bytes: int
 
 
@@ -88,6 +88,10 @@ class Sender:
     def keep(self, key: Any, handle: Handle) -> None:
         """Note where the value of a key lies."""
         self._handles[key] = handle
+
+    def forget(self, key: Any) -> None:
+        """The worker does not hold the value of a key in its heap any more."""
+        self._handles.pop(key, None)
 
     def tidy(self) -> None:
         """Forget what the worker does not hold any more. On the event loop, now and then."""
@@ -152,7 +156,7 @@ class Sender:
         is_neighbour = self.arena is not None and hmac.compare_digest(proof, self.arena.key)
         self.has_neighbours |= is_neighbour
         asked = [
-            _Asked(key, worker.data[key], state.nbytes or 0)
+            _Asked(key, state.nbytes or 0)
             for key in keys
             if key in worker.data and (state := worker.state.tasks.get(key)) is not None
         ]
@@ -167,8 +171,10 @@ class Sender:
         ready = _Ready(host, is_neighbour, can_stream)
         ticket = stream.new_ticket()
         try:
-            if total_bytes < PLAIN_BELOW_BYTES:
-                offers = {one.key: _plain(one.value) for one in asked}
+            # What has left the heap is read back in a thread.
+            in_heap = getattr(worker.data, "is_in_heap", lambda key: True)
+            if total_bytes < PLAIN_BELOW_BYTES and all(in_heap(one.key) for one in asked):
+                offers = {one.key: _plain(worker.data[one.key]) for one in asked}
             else:
                 offers = await asyncio.get_running_loop().run_in_executor(
                     self.threads.io, self._offers, asked, ready
@@ -200,11 +206,18 @@ class Sender:
         return limit is not False and worker.transfer_outgoing_count >= limit
 
     def _offers(self, asked: Sequence[_Asked], ready: _Ready) -> dict[Any, dict[str, Any]]:
-        return {one.key: self._one(one, ready) for one in asked}
+        offers = {}
+        for one in asked:
+            try:
+                value = self.worker.data[one.key]
+            except (KeyError, ValueLostError):
+                continue  # not here any more: the peer says so to the scheduler
+            offers[one.key] = self._one(one, value, ready)
+        return offers
 
-    def _one(self, one: _Asked, ready: _Ready) -> dict[str, Any]:
+    def _one(self, one: _Asked, value: Any, ready: _Ready) -> dict[str, Any]:
         if one.n_bytes < PLAIN_BELOW_BYTES:
-            return _plain(one.value)
+            return _plain(value)
         handle = self._handles.get(one.key) if ready.is_neighbour else None
         if handle is not None:
             return self._by_descriptor(handle, one.key, ready)
@@ -212,18 +225,18 @@ class Sender:
         wants_stream = ready.can_stream and self._is_worth_a_stream(one.n_bytes, ready.host)
         wants_coding = not ready.can_stream and not ready.is_neighbour
         if not (wants_segment or wants_stream or wants_coding):
-            return _plain(one.value)
+            return _plain(value)
         try:
-            parts = values.disassemble(one.value, task_of(one.key))
+            parts = values.disassemble(value, task_of(one.key))
         except Exception:  # noqa: BLE001 - pickling runs the user's code; Dask says what is wrong
-            return _plain(one.value)
+            return _plain(value)
         if wants_segment and (handle := self._share(one.key, parts, one.n_bytes)) is not None:
             self.keep(one.key, handle)
             return self._by_descriptor(handle, one.key, ready)
         if wants_coding:
             return self._coded(one.key, parts, ready)
         if not wants_stream:
-            return _plain(one.value)
+            return _plain(value)
         first = len(ready.parts)
         ready.parts.extend(parts)
         ready.keys.append(one.key)
@@ -265,6 +278,8 @@ class Sender:
         """Count what went in Dask's message, and learn from a large one how fast the link is."""
         total = 0
         for one in asked:
+            if one.key not in offers:
+                continue
             offer, progress = offers[one.key], stream.Progress()
             if "value" in offer:
                 progress.add_as("raw", one.n_bytes, one.n_bytes)
