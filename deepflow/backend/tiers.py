@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import logging
-import os
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from distributed.spill import SpillBuffer
 from distributed.worker_state_machine import RemoveReplicasEvent
 from tornado.ioloop import PeriodicCallback
 
+from deepflow.intermediates.arena import Arena
 from deepflow.intermediates.places import Disk, InMemory, Place, Remote
 from deepflow.intermediates.tiers import Hooks, Limits, TieredStore, Use
 from deepflow.observe import metrics
@@ -38,9 +38,13 @@ _MEMORY_SHARE: Final = 0.25
 _LOOK_EVERY_S: Final = 0.1
 _ADMIT_S: Final = 30.0
 _UNKNOWN_S: Final = 1.0
-_AHEAD: Final = 4
+_AHEAD: Final = 2
 """Tasks for each thread whose inputs are read before they begin."""
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_OVER_SHARE: Final = 0.65
+"""Of the memory limit: a larger process has to evict. Dask pauses at 0.8, a nanny kills at 0.95."""
+_TIGHT_SHARE: Final = 0.5
+"""Of the memory limit, from which on nothing more is laid in shared memory: that a page is mapped
+twice counts twice for a nanny."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +74,11 @@ class Tiers:
             places.append(Disk(folder, options.disk_bytes))
         if options.url is not None:
             places.append(Remote(options.url, f"deepflow-{uuid.uuid4().hex}", None))
-        hooks = Hooks(self._uses, self._wanted, self._left, self._lost, _count)
+        self.arena: Arena | None = None
+        """The worker's shared memory, if it has any."""
+        self._limit_bytes = int(worker.memory_manager.memory_limit or 0)
+        hooks = Hooks(self._uses, self._over_bytes, self._wanted, self._left, self._lost, _count)
         self.store = TieredStore(places, Limits(target_bytes), hooks)
-        self._spill_bytes = 0
-        manager = worker.memory_manager
-        if manager.memory_spill_fraction:
-            self._spill_bytes = int(manager.memory_spill_fraction * (manager.memory_limit or 0))
-        self._target_bytes = target_bytes
         self._looking = PeriodicCallback(self._look, _LOOK_EVERY_S * 1000)
 
     def start(self) -> None:
@@ -102,14 +104,19 @@ class Tiers:
             metrics.inc("deepflow_fallbacks_total", kind="memory_pressure")
 
     def _look(self) -> None:
-        """Dask's own look at the process: beyond its share of memory, values have to go."""
-        memory = self.worker.monitor.get_process_memory()
-        if self._spill_bytes and memory > self._spill_bytes:
-            self.store.shrink(memory - self._target_bytes)
+        if self.arena is not None:
+            self.arena.is_tight = self._process_bytes() > _TIGHT_SHARE * self._limit_bytes
+        self.store.look()
         for tier, n_bytes in self.store.used_bytes().items():
             metrics.set_gauge("deepflow_tier_bytes", n_bytes, tier=tier)
 
+    def _process_bytes(self) -> int:
+        return int(self.worker.monitor.get_process_memory())
+
     # -- what the store asks, from its threads -------------------------------------------------
+
+    def _over_bytes(self) -> int:
+        return int(self._process_bytes() - _OVER_SHARE * self._limit_bytes)
 
     def _uses(self, keys: Iterable[Any]) -> dict[Any, Use]:
         tasks = self.worker.state.tasks

@@ -154,6 +154,8 @@ class Arena:
         """Of all segments, the pool's included."""
         self.n_refused = 0
         """How often there was no room."""
+        self.is_tight = False
+        """Whether the process is short of memory: then there is no room, and nothing is kept."""
         self._lock = threading.Lock()
         self._next = 0
         self._pool: deque[_Segment] = deque()
@@ -231,13 +233,14 @@ class Arena:
                 self._pool.append(segment)
             else:
                 self._lingering.append(segment)
-        excess = sum(segment.size_bytes for segment in self._pool) - self.pool_bytes
+        kept_bytes = 0 if self.is_tight else self.pool_bytes
+        excess = sum(segment.size_bytes for segment in self._pool) - kept_bytes
         while self._pool and (excess > 0 or self._is_closed):
             excess -= self._remove(self._pool.popleft())
 
     def _take(self, needed: int) -> _Segment | None:
         """Under the lock: a segment of at least `needed` bytes, warm if there is a fitting one."""
-        if self._is_closed:
+        if self._is_closed or self.is_tight:
             return None
         fitting = [s for s in self._pool if needed <= s.size_bytes <= 2 * needed]
         if fitting:

@@ -32,6 +32,8 @@ _SMALL_BYTES: Final = 16_384
 _AHEAD_SHARE: Final = 0.85
 """Of the target, from which on values are evicted in the background."""
 _DOWN_TO_SHARE: Final = 0.75
+_LEAST_HEAP_SHARE: Final = 0.1
+"""Of the target: with less in the heap, a large process is none of its values' fault."""
 _WORTH_RATIO: Final = 1.1
 _MAX_LOST: Final = 1_000
 _IDLE_S: Final = 0.5
@@ -60,11 +62,13 @@ class Limits:
 class Hooks:
     """What a store asks and tells; called from its threads.
 
-    `uses` of keys; `wanted`: keys that will be asked for soon, the first first; `left`: a value has
+    `uses` of keys; `over_bytes`: by how much the process is too large, whatever its values say;
+    `wanted`: keys that will be asked for soon, the first first; `left`: a value has
     left the heap; `lost`: a value is lost; `count`: an event by name, with a number.
     """
 
     uses: Callable[[Iterable[Any]], dict[Any, Use]]
+    over_bytes: Callable[[], int]
     wanted: Callable[[], list[Any]]
     left: Callable[[Any], None]
     lost: Callable[[Any], None]
@@ -106,8 +110,8 @@ class TieredStore(MutableMapping[Any, Any]):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self.heap_bytes = 0
-        self._extra_bytes = 0
-        """To be freed beyond what the target says, for the process is larger than its values."""
+        self._wanted_bytes = 0
+        """To be freed for what is to come."""
         self._is_stuck = False
         self._is_closed = False
         self._wants_reading = threading.Event()
@@ -204,11 +208,13 @@ class TieredStore(MutableMapping[Any, Any]):
         deadline_s = began_s + timeout_s
         n_bytes = min(n_bytes, self.limits.target_bytes // 2)
         with self._lock:
-            while self._managed_bytes() + n_bytes > self.limits.target_bytes:
+            while (
+                self._managed_bytes() + n_bytes > self.limits.target_bytes or self._over_bytes() > 0
+            ):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._is_stuck or self._is_closed:
                     return False
-                self._extra_bytes = max(self._extra_bytes, n_bytes)
+                self._wanted_bytes = max(self._wanted_bytes, n_bytes)
                 self._changed.notify_all()
                 self._changed.wait(min(left_s, _IDLE_S))
         waited_s = time.monotonic() - began_s
@@ -217,11 +223,11 @@ class TieredStore(MutableMapping[Any, Any]):
             self._hooks.count("waited_s", waited_s)
         return True
 
-    def shrink(self, n_bytes: int) -> None:
-        """Evict as many bytes in the background, for the process has grown too large."""
+    def look(self) -> None:
+        """Evict in the background if the process has grown too large."""
         with self._lock:
-            self._extra_bytes = max(self._extra_bytes, n_bytes)
-            self._changed.notify_all()
+            if self._excess_bytes() > 0:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Stop, and remove every stored copy."""
@@ -242,9 +248,16 @@ class TieredStore(MutableMapping[Any, Any]):
 
     def _excess_bytes(self) -> int:
         managed, target = self._managed_bytes(), self.limits.target_bytes
+        excess = max(self._wanted_bytes, self._over_bytes())
         if managed > _AHEAD_SHARE * target:
-            return max(self._extra_bytes, int(managed - _DOWN_TO_SHARE * target))
-        return self._extra_bytes
+            return max(excess, int(managed - _DOWN_TO_SHARE * target))
+        return excess
+
+    def _over_bytes(self) -> int:
+        """Of a process that is too large, what evicting can do about it."""
+        if self.heap_bytes < _LEAST_HEAP_SHARE * self.limits.target_bytes:
+            return 0
+        return min(self._hooks.over_bytes(), self.heap_bytes)
 
     def _evict(self) -> None:
         while True:
@@ -260,9 +273,9 @@ class TieredStore(MutableMapping[Any, Any]):
                 _log.exception("evicting values failed; it goes on with the next ones")
                 freed = 0
             with self._lock:
-                self._extra_bytes = max(0, self._extra_bytes - freed)
+                self._wanted_bytes = max(0, self._wanted_bytes - freed)
                 if freed <= 0:
-                    self._is_stuck, self._extra_bytes = True, 0
+                    self._is_stuck, self._wanted_bytes = True, 0
                 self._changed.notify_all()
 
     def _evict_some(self, excess: int) -> int:
@@ -461,7 +474,8 @@ class TieredStore(MutableMapping[Any, Any]):
                 entry = self._entries.get(key)
                 if entry is None or entry.value is not _GONE:
                     continue
-                if self._managed_bytes() + entry.n_bytes > self.limits.target_bytes:
+                ahead_bytes = _AHEAD_SHARE * self.limits.target_bytes
+                if self._managed_bytes() + entry.n_bytes > ahead_bytes or self._over_bytes() > 0:
                     return
             if self._is_closed:
                 return

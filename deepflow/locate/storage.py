@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import fsspec  # type: ignore[import-untyped]
-from fsspec.config import conf as fsspec_conf  # type: ignore[import-untyped]
-from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+import fsspec
+from fsspec.config import conf as fsspec_conf
+from fsspec.core import url_to_fs
 
 from deepflow.errors import ConfigurationError
 

@@ -16,7 +16,7 @@ from distributed import KilledWorker
 from prefect.states import AwaitingRetry, Crashed
 from prefect.types import _datetime as prefect_datetime
 
-from deepflow.errors import ContextMissingError
+from deepflow.errors import ContextMissingError, ValueLostError
 from deepflow.observe import metrics
 from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob
@@ -125,10 +125,13 @@ class Losses:
 
 
 def _is_innocent(item: Item, job: SentJob, error: BaseException | None) -> bool:
-    """Whether a run was only near when its worker died: it had not begun, or had ended.
+    """Whether a run was only near when its worker died: it had not begun, or had ended; or whether
+    it was to begin with an input that turned out lost.
 
     Bounded, for a worker may also die of what comes before a run's beginning.
     """
+    if isinstance(error, ValueLostError):
+        return item.n_spared < _MAX_SPARED
     return (
         isinstance(error, KilledWorker)
         and job.is_announced
@@ -145,6 +148,8 @@ def in_words(error: BaseException | None, failures: int) -> str:
             f"the last one at {error.last_worker.address}. It may need more memory than a worker "
             "has, or crash the interpreter; look at the workers' logs"
         )
+    if isinstance(error, ValueLostError):
+        return f"value_lost: {error}"
     if isinstance(error, ContextMissingError):
         return f"context_missing: {error}"
     if error is None:

@@ -62,7 +62,7 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         transfer = None if self.transfer is None else install(worker, self.transfer)
         tiers = None if self.tiers is None else install_tiers(worker, self.tiers)
         if transfer is not None and tiers is not None:
-            tiers.forget = transfer.sender.forget
+            tiers.forget, tiers.arena = transfer.sender.forget, transfer.arena
             transfer.fetcher.admit = tiers.admit
 
     async def teardown(self, worker: Worker) -> None:
