@@ -40,7 +40,7 @@ _NESTED: Final = "__"
 _OTHER_VARIABLES: Final = frozenset({ENV_CONFIG, "DEEPFLOW_PICTURES"})
 """Variables of ours that are no settings; the second is where tests keep their pictures."""
 
-_ADDRESS_SCHEMES: Final = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "inproc")
+_ADDRESS_SCHEMES: Final = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "inproc", "auto")
 
 Source = Literal["default", "file", "environment", "argument"]
 
@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     address: str | None = Field(
         None,
         description="Address of a running Dask scheduler, such as tcp://10.0.0.5:8786; "
+        "auto://host: the best of the ways that it can be reached by; "
         "none: an embedded local cluster.",
     )
     tls: str | None = Field(

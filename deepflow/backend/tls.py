@@ -12,6 +12,7 @@ from typing import Final
 
 from distributed.security import Security
 
+from deepflow.decide.transport import AUTO
 from deepflow.errors import ConfigurationError
 
 __all__ = ["CA_FILE", "CERT_FILE", "GENERATED", "KEY_FILE", "security_of", "write_certificates"]
@@ -38,7 +39,7 @@ def security_of(tls: str | None, *, address: str | None = None) -> Security | No
         return None
     if address is not None:
         scheme = address.partition("://")[0] if "://" in address else "tcp"
-        if scheme not in ("tls", "wss"):
+        if scheme not in ("tls", "wss", AUTO):
             raise ConfigurationError(
                 f"the scheduler's address {address!r} is not encrypted although tls={tls!r}; "
                 "start it with certificates (`deepflow certificates --help` says how) and give its "

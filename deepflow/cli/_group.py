@@ -12,6 +12,7 @@ from deepflow.errors import DeepflowError
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
     "certificates": "deepflow.cli.certificates",
+    "connect": "deepflow.cli.connect",
     "demo": "deepflow.cli.demo",
     "explain": "deepflow.cli.explain",
     "metrics": "deepflow.cli.metrics",

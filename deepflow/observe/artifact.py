@@ -43,8 +43,9 @@ _MAX_TASK_ROWS: Final = 25
 _MAX_LEGEND: Final = 6
 
 
-def flow_report_markdown(trail: Trail) -> str:
-    """The report of a flow run: a sentence, the picture, a row per task, the longest waits.
+def flow_report_markdown(trail: Trail, notes: Sequence[str] = ()) -> str:
+    """The report of a flow run: a sentence, the picture, a row per task, what results cost on their
+    ways, the longest waits, and `notes`, sentences of whoever makes it.
 
     Less than 50 kB whatever the size of the run.
     """
@@ -57,6 +58,7 @@ def flow_report_markdown(trail: Trail) -> str:
         _task_table(trail),
         _move_table(trail),
         _wait_table(trail),
+        *(note.translate(_NO_MARKUP) for note in notes),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -12,6 +13,12 @@ from prefect.context import FlowRunContext, TaskRunContext, serialize_context
 from prefect.tasks import Task
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.engine import collect_task_run_inputs_sync
+
+from deepflow.backend.transport import Choice, pick
+from deepflow.errors import ClusterUnreachableError
+from deepflow.observe import metrics
+
+_log = logging.getLogger(__name__)
 
 
 def _run_prefect_task(task: bytes, context: bytes, **kwargs: Any) -> Any:
@@ -33,7 +40,39 @@ class DeepflowClient(Client):
     With a Prefect task they return a Dask future of the task's return value, with the id of its
     task run as `task_run_id`. This is the plain way, one Dask task a run; flows go through
     `DeepflowTaskRunner`, which batches, reports and recovers.
+
+    `choice`: what was picked for an ``auto://`` address; it is picked anew before it connects
+    again, since what has broken may be the way itself.
     """
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        auto: str | None = None,
+        choice: Choice | None = None,
+        **kw: Any,
+    ) -> None:
+        self.auto, self.choice = auto, choice
+        # Dask's constructor is not annotated.
+        super().__init__(address, **kw)  # type: ignore[no-untyped-call]
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if self.auto is not None and self.choice is None and self.scheduler is not None:
+            try:
+                choice = await pick(self.auto, self.security)
+            except ClusterUnreachableError as exc:
+                _log.warning("%s", exc)  # Dask asks again until its own deadline
+            else:
+                self.choice = choice
+                self.scheduler = self.rpc(choice.address)
+                metrics.inc("deepflow_fallbacks_total", kind="picked_anew")
+                _log.warning("connecting again by %s", choice.in_words())
+        await super()._ensure_connected(timeout=timeout)  # type: ignore[no-untyped-call]
+
+    async def _reconnect(self) -> None:
+        self.choice = None
+        await super()._reconnect()
 
     def submit(self, func: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `Client.submit`."""

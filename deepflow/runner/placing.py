@@ -111,14 +111,15 @@ class Placing:
         """The flow run's id, as events name it; empty without a flow run."""
         return "" if self._flow_run is None else str(self._flow_run.id)
 
-    def finish(self, moved: Sequence[Moved] = ()) -> None:
+    def finish(self, moved: Sequence[Moved] = (), notes: Sequence[str] = ()) -> None:
         """Fetch what became of the flow run, keep it and show it. Raises nothing.
 
-        `moved`: what its results cost on their ways, as the workers have said.
+        `moved`: what its results cost on their ways, as the workers have said; `notes`: sentences
+        for the report.
         """
         try:
             if self._flow_run is not None and self._client.status == "running":
-                self._finish(self._flow_run, moved)
+                self._finish(self._flow_run, moved, notes)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
             self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
@@ -126,7 +127,7 @@ class Placing:
             if self._history is not None:
                 self._history.close()
 
-    def _finish(self, flow_run: FlowRun, moved: Sequence[Moved]) -> None:
+    def _finish(self, flow_run: FlowRun, moved: Sequence[Moved], notes: Sequence[str]) -> None:
         run = str(flow_run.id)
         events: list[Event] = pickle.loads(
             self._client.sync(self._client.scheduler.deepflow_events, run=run)
@@ -137,7 +138,7 @@ class Placing:
         self._remember(events)
         self._write_journal(run, events)
         if self._settings.artifact and len(events) <= _MAX_IN_ARTIFACT:
-            self._show(flow_run, Trail.of(events))
+            self._show(flow_run, Trail.of(events), notes)
 
     def _remember(self, events: Sequence[Event]) -> None:
         if self._history is None:
@@ -173,14 +174,14 @@ class Placing:
         for old in sorted(folder.glob("*.journal.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
             old.unlink(missing_ok=True)
 
-    def _show(self, flow_run: FlowRun, trail: Trail) -> None:
+    def _show(self, flow_run: FlowRun, trail: Trail, notes: Sequence[str]) -> None:
         with get_client(sync_client=True) as api:
             api.create_artifact(
                 ArtifactCreate(
                     key="deepflow-placement",
                     type="markdown",
                     description="Where this flow run's tasks ran, and what they waited for.",
-                    data=flow_report_markdown(trail),
+                    data=flow_report_markdown(trail, notes),
                     flow_run_id=flow_run.id,
                 )
             )

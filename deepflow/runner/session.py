@@ -28,6 +28,7 @@ from prefect.utilities.importtools import to_qualified_name
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import ReportDeaths
 from deepflow.backend.tls import security_of
+from deepflow.backend.transport import is_auto, pick_now
 from deepflow.decide.events import Moved
 from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
@@ -166,12 +167,16 @@ class Session:
                 security = security_of(self.settings.tls, address=address)
                 if security is not None:
                     client_kwargs = {"security": security, **client_kwargs}
+                if is_auto(address):
+                    choice = pick_now(address, client_kwargs.get("security"))
+                    connect_to = choice.address
+                    client_kwargs = {**client_kwargs, "auto": address, "choice": choice}
+                    self._run_logger().info("Connected by %s", choice.in_words())
             else:
                 connect_to = self.cluster = self._make_cluster()
                 self._adapt()
         try:
-            # Dask's constructor is not annotated.
-            client = DeepflowClient(connect_to, **client_kwargs)  # type: ignore[no-untyped-call]
+            client = DeepflowClient(connect_to, **client_kwargs)
         except OSError as exc:
             raise ClusterUnreachableError(
                 f"no Dask scheduler answers at {connect_to}: {exc}. Start one there "
@@ -375,7 +380,7 @@ class Session:
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.placing is not None:
-                self.placing.finish(moved)
+                self.placing.finish(moved, self._notes())
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
         finally:
@@ -386,6 +391,10 @@ class Session:
                 self._take_back_blobs()
                 self.client.unsubscribe_topic(self.topic)
             self._stack.close()
+
+    def _notes(self) -> list[str]:
+        choice = self.client.choice
+        return [] if choice is None else [f"Connected by {choice.in_words()}."]
 
     def close_nested(self) -> None:
         """As `close`, of a session inside a task: the flow run is over, and its driver has gone."""

@@ -18,6 +18,7 @@ from deepflow.settings import Settings
 
 COMMANDS = (
     "certificates",
+    "connect",
     "demo",
     "explain",
     "metrics",
