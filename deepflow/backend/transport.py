@@ -158,7 +158,9 @@ async def _measured(address: str, comm: Comm, connect_s: float) -> Trial:
 
 def _encrypts(security: Security | None) -> bool:
     """A client without certificates has a `Security`, too."""
-    return security is not None and bool(security.require_encryption or security.tls_ca_file)
+    return security is not None and bool(
+        security.require_encryption or getattr(security, "tls_ca_file", None)
+    )
 
 
 def _in_words(exc: BaseException) -> str:

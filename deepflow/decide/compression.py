@@ -71,7 +71,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A codec, on how many threads, and the seconds predicted for it and for sending raw."""
+    """A codec, on how many threads, and the seconds predicted for it and for sending raw; 0 where
+    nothing was predicted, for the setting decides."""
 
     codec: str
     threads: int
@@ -92,7 +93,7 @@ class Outcome:
     @property
     def regret_s(self) -> float:
         """Seconds lost against sending raw, as far as raw's prediction can tell."""
-        return max(0.0, self.actual_s - self.plan.raw_s)
+        return max(0.0, self.actual_s - self.plan.raw_s) if self.plan.raw_s else 0.0
 
     @property
     def error(self) -> float:
@@ -265,7 +266,7 @@ class Chooser:
         Ask again with the same buffer when the link turns out faster or slower.
         """
         if self.setting != "adaptive":
-            return self._fixed(size_bytes, link_bytes_per_s, idle_cores)
+            return self._fixed(idle_cores)
         if size_bytes < RAW_BELOW_BYTES:
             return choose(size_bytes, (), link_bytes_per_s, idle_cores)
         known = self._remembered(key)
@@ -283,6 +284,25 @@ class Chooser:
             return Plan("raw", 0, plan.raw_s, plan.raw_s, "by-passed: it lost twice in a row")
         return plan
 
+    def is_left_raw(
+        self, key: Key, size_bytes: int, link_bytes_per_s: float, idle_cores: int
+    ) -> bool:
+        """Whether a buffer would be sent raw by what is known; no when it is time for a sample.
+
+        Asking counts as `wants_sample` does, so that one in 64 is looked at again.
+        """
+        if self.setting == "off" or size_bytes < RAW_BELOW_BYTES:
+            return True
+        if self.setting != "adaptive" or not link_bytes_per_s > 0:
+            return False
+        known = self._remembered(key)
+        if not known.samples or (known.asked + 1) % PROBE_EVERY == 1:
+            return False
+        if self.plan(key, size_bytes, link_bytes_per_s, idle_cores).codec != "raw":
+            return False
+        known.asked += 1
+        return True
+
     def record(
         self, key: Key, size_bytes: int, plan: Plan, actual_s: float, is_whole: bool = True
     ) -> Outcome:
@@ -294,16 +314,15 @@ class Chooser:
         self.log.add(outcome)
         known = self._known.get(key)
         if known is not None and plan.codec != "raw" and is_whole:
-            known.losses = known.losses + 1 if actual_s > plan.raw_s else 0
+            known.losses = known.losses + 1 if actual_s > plan.raw_s > 0 else 0
             if plan.predicted_s > 0:
                 known.correct(plan, actual_s)
         return outcome
 
-    def _fixed(self, size_bytes: int, link_bytes_per_s: float, idle_cores: int) -> Plan:
-        raw_s = size_bytes / link_bytes_per_s if link_bytes_per_s > 0 else 0.0
+    def _fixed(self, idle_cores: int) -> Plan:
         codec = "raw" if self.setting == "off" else self.setting
         threads = 0 if codec == "raw" else max(0, idle_cores)
-        return Plan(codec, threads, raw_s, raw_s, "fixed by the setting")
+        return Plan(codec, threads, 0.0, 0.0, "fixed by the setting")
 
     def _remembered(self, key: Key) -> _Known:
         known = self._known.setdefault(key, _Known())

@@ -67,6 +67,20 @@ class ForPeer:
                 samples,
             )
 
+    def is_left_raw(self, parts: Sequence[Part]) -> bool:
+        """Whether all of this would be sent raw, as far as is known without a new sample."""
+        choices = self._choices
+        with choices.lock:
+            return all(
+                choices.chooser.is_left_raw(
+                    self._key(part),
+                    part.octets.nbytes,
+                    choices.links.speed(self._host),
+                    self._cores,
+                )
+                for part in parts
+            )
+
     def codec(self, part: Part) -> str:
         """The codec for a part that is coded as a whole before it is sent."""
         samples = self.sample(part) if self.wants_sample(part) and self.link(None) else ()

@@ -17,7 +17,6 @@ agree with each other and with the bytes at hand.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import numpy as np
 
 from deepflow.errors import FrameError
 from deepflow.intermediates import codecs
+from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer
 
 __all__ = ["CHUNK_BYTES", "VERSION", "Header", "Source", "pack", "read_frame", "unpack"]
@@ -99,7 +99,7 @@ def pack(
         )
         + named
     )
-    crc = zlib.crc32(header)
+    crc = crc32(header)
     frame: list[bytes | memoryview] = [header + _SUM.pack(crc)]
     for position, (number, logical, coded) in enumerate(chunks):
         chunk_crc = _chunk_crc(crc, position, number, logical, coded)
@@ -204,7 +204,7 @@ def _read_header(source: Source) -> Header:
         )
     named = bytes(source.take(named_bytes))
     (crc,) = _SUM.unpack(source.take(_SUM.size))
-    if zlib.crc32(fixed + named) != crc:
+    if crc32(fixed + named) != crc:
         raise FrameError(f"the frame's header does not match its check sum; {_REMEDY}")
     if codec not in codecs.BY_ID:
         raise FrameError(
@@ -217,7 +217,7 @@ def _read_header(source: Source) -> Header:
 
 def _chunk_crc(crc: int, position: int, number: int, n_bytes: int, coded: Buffer) -> int:
     head = struct.pack("<IBII", position & 0xFFFFFFFF, number, n_bytes, len(coded))
-    return zlib.crc32(coded, zlib.crc32(head, crc))
+    return crc32(coded, crc32(head, crc))
 
 
 def _allocate(n_bytes: int) -> memoryview:

@@ -21,7 +21,6 @@ import secrets
 import socket
 import struct
 import time
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +32,7 @@ import numpy as np
 from deepflow.decide.compression import Plan, Sample
 from deepflow.errors import FrameError
 from deepflow.intermediates import codecs
+from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.links import Meter
 from deepflow.intermediates.values import Part
 
@@ -287,7 +287,7 @@ def _code(piece: memoryview, codec: str, dtype: str | None) -> tuple[int, codecs
 
 def _pack_head(part: int, codec: int, start: int, n_bytes: int, stored: codecs.Buffer) -> bytes:
     head = _HEAD.pack(part, codec, start, n_bytes, len(stored))
-    return head + _SUM.pack(zlib.crc32(stored, zlib.crc32(head)))
+    return head + _SUM.pack(crc32(stored, crc32(head)))
 
 
 def _send_all(sock: socket.socket, head: bytes, body: codecs.Buffer) -> None:
@@ -337,7 +337,7 @@ def receive(
             packed = _read(sock, _HEAD.size + _SUM.size)
             number, codec, start, n_bytes, n_stored = _HEAD.unpack_from(packed)
             (crc,) = _SUM.unpack_from(packed, _HEAD.size)
-            sum_of_head = zlib.crc32(memoryview(packed)[: _HEAD.size])
+            sum_of_head = crc32(memoryview(packed)[: _HEAD.size])
             if number == _END:
                 if crc != sum_of_head:
                     raise FrameError("the end of the stream is damaged; fetch the value again")
@@ -411,7 +411,7 @@ def _decode(
 
 
 def _check(stored: memoryview, sum_of_head: int, crc: int) -> None:
-    if zlib.crc32(stored, sum_of_head) != crc:
+    if crc32(stored, sum_of_head) != crc:
         raise FrameError("a chunk of the stream does not match its sum; fetch the value again")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +23,7 @@ import numpy as np
 
 from deepflow.errors import FrameError
 from deepflow.intermediates import frames
+from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer, element_bytes
 from deepflow.intermediates.pickling import LARGE_BYTES, EnvelopePickler, LargeBytes
 
@@ -86,7 +86,7 @@ def dump_parts(
     """As `dump`, of a value that has been taken apart."""
     prelude = _PRELUDE.pack(_MAGIC, VERSION, len(parts) - 1)
     prelude += bytes(part.is_readonly for part in parts[1:])
-    out: list[Buffer] = [prelude + _SUM.pack(zlib.crc32(prelude))]
+    out: list[Buffer] = [prelude + _SUM.pack(crc32(prelude))]
     for part in parts:
         out.extend(frames.pack(part.octets, choose(part), part.dtype, threads))
     return out
@@ -139,7 +139,7 @@ def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
         )
     flags = bytes(source.take(n_buffers))
     (crc,) = _SUM.unpack(source.take(_SUM.size))
-    if zlib.crc32(fixed + flags) != crc:
+    if crc32(fixed + flags) != crc:
         raise FrameError("the value's prelude does not match its check sum; compute it again")
     octets = [frames.read_frame(source, threads)[0] for _ in range(n_buffers + 1)]
     source.expect_end()

@@ -125,9 +125,11 @@ class MoveSummary:
 
     @property
     def saved_s(self) -> float:
-        """Seconds less than sending raw was predicted to take; negative for a loss."""
+        """Seconds less than sending raw was predicted to take, where that was; negative: a loss."""
         return sum(
-            raw_s - actual_s for codec, _, _, raw_s, actual_s, _ in self.choices if codec != "raw"
+            raw_s - actual_s
+            for codec, _, _, raw_s, actual_s, _ in self.choices
+            if codec != "raw" and raw_s > 0
         )
 
 

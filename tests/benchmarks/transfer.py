@@ -9,7 +9,8 @@ sending worker in one, the receiving worker in the other. A value lies on the on
 needs it is submitted to the other: the time is from the submit to the task's first line, the same
 for all peers, theirs in turn, medians. Every payload is compared at the receiver, by digest.
 "wire" is the kernel's count of bytes that left the sender, "cpu" user and system seconds of both
-workers.
+workers, "peak" the most resident memory of both. Ray takes part where it is installed
+(`pip install ray`), by its own tasks and object store.
 
 Same host: real Prefect tasks, deepflow and prefect-dask in turn. A task on one worker returns an
 array, tasks on one or eight others sum it. From the producer's return to the consumer's first line,
@@ -23,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import signal
 import statistics
 import subprocess
@@ -36,6 +38,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks._ray import RayPeer, is_installed, ray_same_host
+
 DASK = {
     "off": {},
     "lz4": {"DASK_DISTRIBUTED__COMM__COMPRESSION": "lz4"},
@@ -45,7 +49,9 @@ DASK = {
         "DASK_DISTRIBUTED__COMM__ZSTD__LEVEL": "1",
     },
 }
-PEERS = (*DASK, "deepflow")
+PEERS = (*DASK, "ray", "deepflow")
+CACHE = "DEEPFLOW_BENCHMARK_PAYLOADS"
+"""Variable with a folder in which payloads are kept, so that each is made once for all peers."""
 QUICK = ("f64 2 decimals", "i64 sorted", "JSON lines", "random bytes")
 LIMITS = {0.1: 0.4, 1.0: 0.45, 5.0: 0.7}
 """Asked of the mix, relative to never compressing."""
@@ -56,6 +62,13 @@ LIMITS = {0.1: 0.4, 1.0: 0.45, 5.0: 0.7}
 
 def make(name: str, n_bytes: int, seed: int) -> Any:
     """The payload of that name: an array, bytes or a data frame, other numbers for each seed."""
+    path = Path(os.environ[CACHE]) / f"{uuid.uuid5(uuid.NAMESPACE_OID, f'{name}/{n_bytes}/{seed}')}"
+    if not path.exists():
+        path.write_bytes(pickle.dumps(_made(name, n_bytes, seed), protocol=5))
+    return pickle.loads(path.read_bytes())
+
+
+def _made(name: str, n_bytes: int, seed: int) -> Any:
     from tests.benchmarks import codecs
 
     if name == "DataFrame with strings":
@@ -156,6 +169,21 @@ def cpu_seconds(pids: Sequence[int]) -> float:
     return spent
 
 
+def start_peak(pids: Sequence[int]) -> None:
+    """Begin to look for the most memory (Linux: proc(5), clear_refs)."""
+    for pid in pids:
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(pids: Sequence[int]) -> int:
+    """The most resident memory since `start_peak`, added up."""
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+        total += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    return total
+
+
 def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
     """All peers and payloads over the link that this process's namespace has."""
     from distributed import Client
@@ -163,22 +191,29 @@ def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
     from deepflow.backend.transfer.install import Options
     from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
     from tests.benchmarks._links import LEFT, RIGHT, sent_bytes
+    from tests.benchmarks._ray import on_links
 
     rows: dict[str, Any] = {}
     n_bytes = int(arguments.megabytes * 1e6)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
+        os.environ[CACHE] = stack.enter_context(tempfile.TemporaryDirectory())
         # Two machines do not share memory either.
         apart = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
         there = ["ip", "netns", "exec", arguments.right, "sh", "-c", apart, "sh"]
         clients: dict[str, Any] = {}
         pids: dict[str, list[int]] = {}
         for peer in arguments.peers:
+            if peer == "ray":
+                ray = on_links(LEFT, RIGHT, there, folder, max(8 * n_bytes, 200_000_000))
+                clients[peer] = stack.enter_context(ray)
+                pids[peer] = clients[peer].pids
+                continue
             env = DASK.get(peer, {})
             managed, address = dask_cluster(LEFT, [(LEFT, []), (RIGHT, there)], env, folder)
             processes = stack.enter_context(managed)
             client = stack.enter_context(Client(address, timeout=60))
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=120)
             pids[peer] = [process.pid for process in processes[1:]]
             if peer == "deepflow":
                 client.register_plugin(
@@ -197,9 +232,10 @@ def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
             rows[payload] = {
                 peer: {
                     "median_s": statistics.median(run["s"] for run in several),
-                    "max_s": max(run["s"] for run in several),
+                    "p95_s": float(np.percentile([run["s"] for run in several], 95)),
                     "wire_bytes": statistics.median(run["wire"] for run in several),
                     "cpu_s": statistics.median(run["cpu"] for run in several),
+                    "peak_bytes": max(run["peak"] for run in several),
                 }
                 for peer, several in runs.items()
             }
@@ -240,6 +276,8 @@ def one(
     sent: Callable[[str], int],
 ) -> dict[str, float]:
     """One value made on one worker and fetched by the other."""
+    if isinstance(client, RayPeer):
+        return one_by_ray(client, payload, n_bytes, seed, pids, sent)
     from distributed import wait
 
     name = "".join(filter(str.isalpha, payload)) + payload.count("6") * "x"
@@ -247,11 +285,32 @@ def one(
     made = client.submit(make, payload, n_bytes, seed, key=key, resources={"W0": 1})
     wait(made)
     wanted = client.submit(digest, made, resources={"W0": 1}, pure=False).result()
+    start_peak(pids)
     cpu, wire, began = cpu_seconds(pids), sent("dfx"), time.time()
     there = client.submit(begin, made, resources={"W1": 1}, pure=False).result()
     found = {"s": there - began, "wire": sent("dfx") - wire, "cpu": cpu_seconds(pids) - cpu}
+    found["peak"] = peak_bytes(pids)
     got = client.submit(digest, made, resources={"W1": 1}, pure=False).result()
     if got != wanted:
+        raise AssertionError(f"{payload} arrived as something else")
+    return found
+
+
+def one_by_ray(
+    peer: RayPeer,
+    payload: str,
+    n_bytes: int,
+    seed: int,
+    pids: Sequence[int],
+    sent: Callable[[str], int],
+) -> dict[str, float]:
+    """As `one`. Ray's object store works in other processes: its cpu and peak are the actors'."""
+    start_peak(pids)
+    cpu, wire = cpu_seconds(pids), sent("dfx")
+    seconds, are_equal = peer.one(payload, n_bytes, seed)
+    found = {"s": seconds, "wire": sent("dfx") - wire, "cpu": cpu_seconds(pids) - cpu}
+    found["peak"] = peak_bytes(pids)
+    if not are_equal():
         raise AssertionError(f"{payload} arrived as something else")
     return found
 
@@ -374,9 +433,16 @@ def same_host(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 for peer, several in runs.items()
             }
+            if is_installed():
+                rows = ray_same_host(n, n_consumers, arguments.repetitions)
+                found[str(n_consumers)]["ray, no Prefect"] = {
+                    "handing_over_s": statistics.median(row[0] - row[1] for row in rows),
+                    "summed_s": statistics.median(row[2] for row in rows),
+                    "idle_s": statistics.median(row[1] for row in rows),
+                }
             for peer, row in found[str(n_consumers)].items():
                 print(
-                    f"{n_consumers} consumers, {peer:13} handing over "
+                    f"{n_consumers} consumers, {peer:15} handing over "
                     f"{row['handing_over_s'] * 1e3:6.1f} ms, summed after "
                     f"{row['summed_s'] * 1e3:6.1f} ms, without data {row['idle_s'] * 1e3:6.1f} ms",
                     flush=True,
@@ -406,6 +472,10 @@ def main() -> None:
     if arguments.quick:
         arguments.payloads, arguments.megabytes = list(QUICK), 16
         arguments.peers, arguments.repetitions = ["off", "deepflow"], 2
+    if not is_installed() and "ray" in arguments.peers:
+        arguments.peers = [peer for peer in arguments.peers if peer != "ray"]
+        if not arguments.inside:
+            print("Ray is not installed here (`pip install ray`): it is left out")
     if arguments.inside:
         arguments.inside.write_text(json.dumps(measure_link(arguments)))
         return

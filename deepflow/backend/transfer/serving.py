@@ -173,7 +173,7 @@ class Sender:
         try:
             # What has left the heap is read back in a thread.
             in_heap = getattr(worker.data, "is_in_heap", lambda key: True)
-            if total_bytes < PLAIN_BELOW_BYTES and all(in_heap(one.key) for one in asked):
+            if all(in_heap(one.key) and self._is_plain(one.n_bytes, ready) for one in asked):
                 offers = {one.key: _plain(worker.data[one.key]) for one in asked}
             else:
                 offers = await asyncio.get_running_loop().run_in_executor(
@@ -216,7 +216,7 @@ class Sender:
         return offers
 
     def _one(self, one: _Asked, value: Any, ready: _Ready) -> dict[str, Any]:
-        if one.n_bytes < PLAIN_BELOW_BYTES:
+        if self._is_plain(one.n_bytes, ready):
             return _plain(value)
         handle = self._handles.get(one.key) if ready.is_neighbour else None
         if handle is not None:
@@ -233,6 +233,8 @@ class Sender:
         if wants_segment and (handle := self._share(one.key, parts, one.n_bytes)) is not None:
             self.keep(one.key, handle)
             return self._by_descriptor(handle, one.key, ready)
+        if wants_stream and self.choices.for_peer(ready.host).is_left_raw(parts):
+            return _plain(value)  # nothing is faster at that than Dask
         if wants_coding:
             return self._coded(one.key, parts, ready)
         if not wants_stream:
@@ -255,6 +257,16 @@ class Sender:
             "segment": [found.owner, found.number, found.generation, list(found.spans)],
             "readonly": list(handle.readonly),
         }
+
+    def _is_plain(self, n_bytes: int, ready: _Ready) -> bool:
+        """Whether a value of so many bytes is left to Dask without a look at it."""
+        if n_bytes < PLAIN_BELOW_BYTES:
+            return True
+        return (
+            ready.can_stream
+            and not (ready.is_neighbour and n_bytes >= SHARE_FROM_BYTES)
+            and not self._is_worth_a_stream(n_bytes, ready.host)
+        )
 
     def _is_worth_a_stream(self, n_bytes: int, host: str) -> bool:
         speed = self.choices.links.speed(host)
