@@ -105,3 +105,44 @@ def test_sampling_tells_ratios_and_leaves_out_what_does_not_suit():
     assert found["pco"].encode_bytes_per_s == pytest.approx(3 * 262_144)
     assert [s.codec for s in sample(b"abc" * 9, None, ["pco", "zstd"])] == ["zstd"]
     assert sample(b"") == []
+
+
+def test_what_takes_longer_than_predicted_gives_way_before_it_loses():
+    chooser = Chooser()
+    near = Sample("pco", 4.4, 200e6, 1600e6)  # a little better than GOOD on a slow link
+    assert chooser.plan(KEY, 10**7, 2e7, 1, [GOOD, near]).codec == "pco"
+    for _ in range(3):
+        plan = chooser.plan(KEY, 10**7, 2e7, 1)
+        chooser.record(KEY, 10**7, plan, 2 * plan.predicted_s if plan.codec == "pco" else 0.13)
+    assert chooser.plan(KEY, 10**7, 2e7, 1).codec == GOOD.codec
+
+
+def test_nothing_is_learned_from_a_buffer_that_went_only_in_part_by_its_plan():
+    chooser = Chooser()
+    first = chooser.plan(KEY, 10**7, 1e7, 1, [GOOD])
+    for _ in range(5):
+        chooser.record(KEY, 10**7, first, 3 * first.raw_s, is_whole=False)
+    assert chooser.plan(KEY, 10**7, 1e7, 1) == first
+
+
+def test_what_is_raw_by_all_that_is_known_need_not_be_looked_at():
+    chooser = Chooser()
+    assert not chooser.is_left_raw(KEY, 10**7, 1e8, 1)  # nothing is known yet
+    assert chooser.wants_sample(KEY, 10**7)
+    chooser.plan(KEY, 10**7, 1e8, 1, [BAD])
+    found = [chooser.is_left_raw(KEY, 10**7, 1e8, 1) for _ in range(64)]
+    assert found == [True] * 63 + [False]  # it is time for a sample
+    assert chooser.wants_sample(KEY, 10**7)
+    assert not chooser.is_left_raw(KEY, 10**7, 0.0, 1)  # the link is not known
+    chooser.plan(KEY, 10**7, 1e7, 1, [GOOD])
+    assert not chooser.is_left_raw(KEY, 10**7, 1e7, 1)
+    assert chooser.is_left_raw(KEY, 1000, 1e7, 1)
+    assert Chooser("off").is_left_raw(KEY, 10**9, 1e7, 1)
+    assert not Chooser("pco").is_left_raw(KEY, 10**9, 1e7, 1)
+
+
+def test_a_fixed_codec_saves_and_loses_nothing_that_anybody_knows():
+    chooser = Chooser("pco")
+    plan = chooser.plan(KEY, 10**7, 1e9, 1)
+    outcome = chooser.record(KEY, 10**7, plan, 5.0)
+    assert (plan.raw_s, outcome.regret_s, chooser.log.saved_s) == (0.0, 0.0, 0.0)

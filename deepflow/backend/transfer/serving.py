@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import socket
+import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ STREAM_FROM_BYTES: Final = 1 << 22
 STREAM_FROM_S: Final = 0.01
 """Smaller values are streamed if they take longer than this: a stream costs a round trip."""
 _BUFFERS_SHARE: Final = 0.9
+_SHARING_LOCKS: Final = 16
 
 
 class Handle(NamedTuple):
@@ -77,6 +79,7 @@ class Sender:
         self.has_neighbours = False
         """Whether a process of this host has asked before, so that sharing is worth a copy."""
         self._handles: dict[Any, Handle] = {}
+        self._sharing = [threading.Lock() for _ in range(_SHARING_LOCKS)]
         self._ready: dict[bytes, _Ready] = {}
 
     # -- what is in shared memory -------------------------------------------------------------
@@ -230,8 +233,7 @@ class Sender:
             parts = values.disassemble(value, task_of(one.key))
         except Exception:  # noqa: BLE001 - pickling runs the user's code; Dask says what is wrong
             return _plain(value)
-        if wants_segment and (handle := self._share(one.key, parts, one.n_bytes)) is not None:
-            self.keep(one.key, handle)
+        if wants_segment and (handle := self._share_once(one, parts)) is not None:
             return self._by_descriptor(handle, one.key, ready)
         if wants_stream and self.choices.for_peer(ready.host).is_left_raw(parts):
             return _plain(value)  # nothing is faster at that than Dask
@@ -248,6 +250,16 @@ class Sender:
             "dtypes": [part.dtype for part in parts],
             "readonly": [part.is_readonly for part in parts],
         }
+
+    def _share_once(self, one: _Asked, parts: Sequence[Part]) -> Handle | None:
+        """As `_share`; who asks at the same time gets the same segment."""
+        with self._sharing[hash(one.key) % len(self._sharing)]:
+            handle = self._handles.get(one.key)
+            if handle is None:
+                handle = self._share(one.key, parts, one.n_bytes)
+                if handle is not None:
+                    self.keep(one.key, handle)
+            return handle
 
     def _by_descriptor(self, handle: Handle, key: Any, ready: _Ready) -> dict[str, Any]:
         found = handle.sealed.descriptor
