@@ -26,6 +26,13 @@ SAYS = {
         "  the answer is 51.633",
     ],
     "05_near_the_data.py": ["50000 rows of 50000 were read, each in one shard."],
+    "07_frames.py": [
+        "as on one host: Results on their ways: ",
+        "handed over in shared memory without being sent.",
+        "as over a network: Results on their ways: ",
+        "(compression saved 8",
+        "Both say the same: True.",
+    ],
     "06_own_policy.py": ["stock  ", "heft  ", "frugal  "],
     "04_survive_a_worker.py": [
         "Killed worker process",

@@ -24,6 +24,7 @@ EXAMPLES = [
     errors.StoredResultError("damaged"),
     errors.InfrastructureError("lost", cause="worker-lost", worker="w-1", attempts=3),
     errors.ContextMissingError("no context", cause="context-missing", attempts=1),
+    errors.ValueLostError("lost", cause="value-lost", attempts=1),
 ]
 
 
@@ -58,6 +59,7 @@ def test_every_error_of_the_module_is_in_the_examples_and_in_the_drawn_tree() ->
         (errors.GeneratorTaskError, TypeError),
         (errors.UnplaceableError, errors.HintError),
         (errors.ContextMissingError, errors.InfrastructureError),
+        (errors.ValueLostError, errors.InfrastructureError),
     ],
 )
 def test_an_error_can_be_caught_as_the_builtin_it_is(error, builtin) -> None:
