@@ -79,6 +79,8 @@ def on_links(
         port = free.getsockname()[1]
     common = ["--num-cpus", "1", "--object-store-memory", str(store_bytes), "--block"]
     common += ["--disable-usage-stats"]
+    # Both ends: nobody else is in these namespaces.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     env = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": os.getcwd()}
     head = _ray("start", "--head", "--node-ip-address", left, "--port", str(port))
     head += ["--include-dashboard=false", "--resources", '{"W0": 1}', *common]
