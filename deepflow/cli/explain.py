@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from deepflow.cli._output import as_json, in_bytes, print_json, print_table
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.observe.explain import (
+    MoveSummary,
     Reason,
     Story,
     find_runs,
@@ -113,27 +115,7 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
         ),
     )
     if moves:
-        print_table(
-            "Results on their ways",
-            ("results of", "n", "in memory", "sent", "shared", "took", "codecs: ratio", "chosen"),
-            (
-                (
-                    row.task,
-                    f"{row.n_values:,}",
-                    in_bytes(row.raw_bytes),
-                    in_bytes(row.wire_bytes),
-                    in_bytes(row.shared_bytes),
-                    in_seconds(row.duration_s),
-                    ", ".join(f"{name} {b / a:.1f}" for name, b, a in row.codecs if a),
-                    "; ".join(
-                        f"{n:,} × {name}: {why}; predicted {in_seconds(predicted_s)}, "
-                        f"took {in_seconds(actual_s)}"
-                        for name, n, predicted_s, _, actual_s, why in row.choices
-                    ),
-                )
-                for row in moves
-            ),
-        )
+        _tell_moves(moves)
     print_table(
         "Longest waits, from ready to started",
         ("task", "on", "waited", "for"),
@@ -142,6 +124,45 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
             for wait in waits
         ),
     )
+
+
+def _tell_moves(moves: Sequence[MoveSummary]) -> None:
+    print_table(
+        "Results on their ways",
+        ("results of", "n", "in memory", "sent", "shared", "took", "codecs: ratio"),
+        (
+            (
+                row.task,
+                f"{row.n_values:,}",
+                in_bytes(row.raw_bytes),
+                in_bytes(row.wire_bytes),
+                in_bytes(row.shared_bytes),
+                in_seconds(row.duration_s),
+                ", ".join(
+                    f"{name} {before / after:.1f}" for name, before, after in row.codecs if after
+                ),
+            )
+            for row in moves
+        ),
+    )
+    chosen = [(row.task, *choice) for row in moves for choice in row.choices]
+    if chosen:
+        print_table(
+            "How large buffers were sent, in sum",
+            ("results of", "codec", "n", "predicted", "raw predicted", "took", "for"),
+            (
+                (
+                    task,
+                    codec,
+                    f"{n:,}",
+                    in_seconds(predicted_s or None),
+                    in_seconds(raw_s or None),
+                    in_seconds(actual_s),
+                    why,
+                )
+                for task, codec, n, predicted_s, raw_s, actual_s, why in chosen
+            ),
+        )
 
 
 def _tell_tasks(found: tuple[TaskTrail, ...], stories: list[Story]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deepflow.cli import main
+from deepflow.decide.events import Moved
 from deepflow.observe.journal import JournalWriter
 from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
 from deepflow.sim.engine import simulate
@@ -85,6 +86,26 @@ def test_explain_tells_a_run(journal: Path, tmp_path: Path) -> None:
     assert "run-7 of flow train: 9 of 9 tasks finished" in done.output
     assert "Longest waits" in done.output
     assert (tmp_path / "run.png").stat().st_size > 1000
+
+
+def test_explain_tells_what_results_cost_on_their_ways(tmp_path: Path) -> None:
+    path = tmp_path / "moved.journal"
+    choice = ("pco", 2, 0.1, 0.4, 0.15, "4.0 times faster than raw")
+    with JournalWriter(path, clock="virtual") as writer:
+        writer.write_all(simulate(WORKLOAD, CLUSTER, seed=0).events)
+        writer.write(
+            Moved(
+                *(9.0, "run-7", "load", "fast-0", 8, 8_000_000, 2_000_000, 0, 0, 0.5),
+                (("pco", 8_000_000, 2_000_000),),
+                (choice,),
+            )
+        )
+    told = deepflow("explain", "run-7", "--journal", path).output
+    assert "8.0 MB" in told
+    assert "pco 4.0" in told
+    assert "4.0 times faster than raw" in told
+    document = json.loads(deepflow("explain", "run-7", "--journal", path, "--json").output)
+    assert document["results_moved"][0]["choices"] == [list(choice)]
 
 
 def test_explain_takes_the_newest_journal_of_a_directory(journal: Path) -> None:
