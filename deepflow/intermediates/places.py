@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -155,7 +156,7 @@ class Disk:
 
 class Remote:
     """An object for each value below a URL, through fsspec. What fails is tried again, for some
-    seconds in all."""
+    seconds in all; what is removed is removed in the background, for an event loop may ask."""
 
     name = "remote"
 
@@ -167,6 +168,7 @@ class Remote:
         self.limit_bytes, self.used_bytes = limit_bytes, 0
         self._sizes: dict[str, int] = {}
         self._numbers = itertools.count()
+        self._removing = ThreadPoolExecutor(1, "deepflow-remove")
 
     def room_bytes(self) -> int:
         """How much more it takes; no end where it has no limit."""
@@ -191,6 +193,8 @@ class Remote:
     def read(self, token: str) -> memoryview:
         """The object's content."""
         path = f"{self._root}/{token}"
+        if token not in self._sizes:
+            raise PlaceError(f"{path} was removed")
         try:
             content: bytes = _persistently(lambda: self._files.cat_file(path))
         except Exception as exc:
@@ -199,14 +203,20 @@ class Remote:
 
     def remove(self, token: str) -> None:
         """Remove the object; one that the store does not let go of is left to it."""
-        self.used_bytes -= self._sizes.pop(token, 0)
+        size = self._sizes.pop(token, None)
+        if size is not None:
+            self.used_bytes -= size
+            self._removing.submit(self._remove, f"{self._root}/{token}")
+
+    def _remove(self, path: str) -> None:
         with contextlib.suppress(Exception):
-            _persistently(lambda: self._files.rm_file(f"{self._root}/{token}"))
+            _persistently(lambda: self._files.rm_file(path))
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove everything, and wait for it."""
         for token in list(self._sizes):
             self.remove(token)
+        self._removing.shutdown()
         with contextlib.suppress(Exception):
             self._files.rm(self._root, recursive=True)
 

@@ -3,7 +3,7 @@
 Heap, then coded in memory, then disk, then an object store. One thread evicts in the background,
 another reads back what tasks are about to want, so that who sets and gets values waits as rarely as
 can be. A copy on disk or in a store is kept when its value is read back: to evict that again costs
-nothing. A stored copy that is damaged or gone is a lost value (`ValueLost`), never another one.
+nothing. A stored copy that is damaged or gone is a lost value (`ValueLostError`), never another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _LEAST_HEAP_SHARE: Final = 0.1
 _WORTH_RATIO: Final = 1.1
 _MAX_LOST: Final = 1_000
 _IDLE_S: Final = 0.5
-_READ_BYTES_PER_S: Final = {"memory": 3e9, "disk": 5e8, "remote": 5e7}
+_READ_BYTES_PER_S: Final = 5e8
+"""From a disk, where most of it ends."""
+_REFUSED_FOR_S: Final = 10.0
+"""A place that has failed to take a value is left alone for so long."""
 _THREADS: Final = 2
 
 _log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class _Entry:
     """Held while it is being read back."""
     is_leaving: bool = False
     is_pinned: bool = False
-    """It cannot be pickled, or fits nowhere."""
+    """It cannot be pickled."""
     n_reads: int = 0
 
 
@@ -113,9 +116,10 @@ class TieredStore(MutableMapping[Any, Any]):
         self._wanted_bytes = 0
         """To be freed for what is to come."""
         self._is_stuck = False
+        self._closed_until_s: dict[str, float] = {}
+        """By place: when it is tried again. Said once in the log for each."""
         self._is_closed = False
         self._wants_reading = threading.Event()
-        self.waited_s = 0.0
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
             for run, name in ((self._evict, "deepflow-evict"), (self._read_ahead, "deepflow-read"))
@@ -219,9 +223,15 @@ class TieredStore(MutableMapping[Any, Any]):
                 self._changed.wait(min(left_s, _IDLE_S))
         waited_s = time.monotonic() - began_s
         if waited_s > 0.001:
-            self.waited_s += waited_s
             self._hooks.count("waited_s", waited_s)
         return True
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether it is time to ask for room (`admit`); cheap."""
+        return self._managed_bytes() > _DOWN_TO_SHARE * self.limits.target_bytes or (
+            self._over_bytes() > 0
+        )
 
     def look(self) -> None:
         """Evict in the background if the process has grown too large."""
@@ -290,8 +300,8 @@ class TieredStore(MutableMapping[Any, Any]):
         candidates = []
         for key, entry in open_to:
             use = uses.get(key, Use(1.0, None))
-            freed, place = self._would_free(entry)
-            read_s = entry.n_bytes / _READ_BYTES_PER_S[place]
+            freed = self._would_free(entry)
+            read_s = entry.n_bytes / _READ_BYTES_PER_S
             candidates.append(Candidate((key, entry), freed, read_s, use.recompute_s, use.next_use))
         freed = 0
         for chosen in victims(candidates, excess):
@@ -300,12 +310,12 @@ class TieredStore(MutableMapping[Any, Any]):
             freed += self._evict_one(*chosen.key)
         return freed
 
-    def _would_free(self, entry: _Entry) -> tuple[int, str]:
+    def _would_free(self, entry: _Entry) -> int:
         if entry.value is not _GONE:
-            return entry.n_bytes, "disk"
+            return entry.n_bytes
         if entry.copy is not None and entry.copy.place.name == "memory":
-            return entry.copy.stored_bytes, "disk"
-        return 0, "disk"
+            return entry.copy.stored_bytes
+        return 0
 
     def _evict_one(self, key: Any, entry: _Entry) -> int:
         with self._lock:
@@ -327,9 +337,14 @@ class TieredStore(MutableMapping[Any, Any]):
                 if self._entries.get(key) is not entry:
                     copy.place.remove(copy.token)  # deleted meanwhile
                     return entry.n_bytes
-                entry.copy = copy
                 if entry.n_reads != n_reads:
-                    return 0  # somebody uses it: to let go of it would free nothing
+                    # Somebody uses it: to let go of it would free nothing.
+                    if copy.place.name == "memory":
+                        copy.place.remove(copy.token)
+                    else:
+                        entry.copy = copy
+                    return 0
+                entry.copy = copy
                 entry.value = _GONE
                 entry.alive = _weakly(value)
                 self.heap_bytes -= entry.n_bytes
@@ -349,7 +364,7 @@ class TieredStore(MutableMapping[Any, Any]):
             _log.warning("the result %r stays in memory, for it cannot be pickled: %r", key, exc)
             return None
         stored_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
-        room = {name: place.room_bytes() for name, place in self._places.items()}
+        room = self._rooms()
         while True:
             name = place_for(
                 entry.n_bytes,
@@ -363,8 +378,7 @@ class TieredStore(MutableMapping[Any, Any]):
             try:
                 token = place.write(buffers)
             except OSError as exc:
-                self._hooks.count("tier_write_failed", 1)
-                _log.warning("a value does not go to %s, the next place is tried: %s", name, exc)
+                self._refused(name, exc)
                 del room[name]
                 continue
             self._hooks.count(f"to_{name}", stored_bytes)
@@ -373,14 +387,17 @@ class TieredStore(MutableMapping[Any, Any]):
     def _demote(self, key: Any, entry: _Entry, copy: _Copy) -> int:
         """Move what is coded in memory down, as it is."""
         for name in ("disk", "remote"):
-            place = self._places.get(name)
-            if place is None or place.room_bytes() < copy.stored_bytes:
+            if self._rooms().get(name, 0) < copy.stored_bytes:
                 continue
+            place = self._places[name]
             try:
-                token = place.write([copy.place.read(copy.token)])
-            except (OSError, FrameError) as exc:
-                self._hooks.count("tier_write_failed", 1)
-                _log.warning("a value does not go to %s, the next place is tried: %s", name, exc)
+                content = copy.place.read(copy.token)
+            except FrameError:
+                return 0  # read back or deleted meanwhile
+            try:
+                token = place.write([content])
+            except OSError as exc:
+                self._refused(name, exc)
                 continue
             self._hooks.count(f"to_{name}", copy.stored_bytes)
             moved = _Copy(place, token, copy.stored_bytes)
@@ -392,6 +409,21 @@ class TieredStore(MutableMapping[Any, Any]):
             copy.place.remove(copy.token)
             return copy.stored_bytes
         return 0
+
+    def _rooms(self) -> dict[str, int]:
+        """Bytes that each place takes, without those that have just failed to take a value."""
+        now_s = time.monotonic()
+        return {
+            name: place.room_bytes()
+            for name, place in self._places.items()
+            if now_s >= self._closed_until_s.get(name, 0.0)
+        }
+
+    def _refused(self, name: str, exc: OSError) -> None:
+        self._hooks.count("tier_write_failed", 1)
+        if name not in self._closed_until_s:
+            _log.warning("values do not go to %s now, the next place is tried: %s", name, exc)
+        self._closed_until_s[name] = time.monotonic() + _REFUSED_FOR_S
 
     # -- reading back --------------------------------------------------------------------------
 

@@ -104,13 +104,15 @@ def _settled(outcomes: Outcomes) -> Outcomes:
     """The outcomes as the worker keeps them: large ones where its neighbours can read them."""
     worker = get_worker()
     transfer, tiers = transfer_of(worker), tiers_of(worker)
-    if transfer is None and tiers is None:
+    shares = transfer is not None and transfer.sender.has_neighbours
+    fills = tiers is not None and tiers.store.is_filling
+    if not (shares or fills):
         return outcomes
     n_bytes = sizeof(outcomes)
     settled = outcomes
-    if transfer is not None and transfer.sender.has_neighbours:
+    if transfer is not None and shares:
         settled = transfer.sender.settle(worker.get_current_task(), outcomes, n_bytes)
-    if tiers is not None and n_bytes >= _ADMITTED_FROM_BYTES:
+    if tiers is not None and fills and n_bytes >= _ADMITTED_FROM_BYTES:
         tiers.admit(n_bytes)  # the next task of this thread would only make it worse
     return settled
 
