@@ -6,8 +6,10 @@ a process of their own with `prefect_dask` standing for deepflow (see `_prefect_
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -23,6 +25,7 @@ asyncio_mode = auto
 asyncio_default_fixture_loop_scope = session
 asyncio_default_test_loop_scope = session
 timeout = 120
+timeout_method = thread
 """
 MUCH_ALIKE = ("default_dask_task_runner", "dask_task_runner_with_process_pool")
 """Parameters of the tests: both are embedded clusters of processes, started anew for each test."""
@@ -49,33 +52,51 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tests
 
 
-def run_suite(suite: Path, home: Path, files: list[str], *arguments: str) -> tuple[int, str]:
-    """Run files of the suite against deepflow; returns how many passed, and the output."""
+def run_suite(
+    suite: Path, home: Path, files: list[str], *arguments: str, limit_s: float
+) -> tuple[int, str]:
+    """Run files of the suite against deepflow; returns how many passed, and the output.
+
+    A run that has not ended after `limit_s` fails with the stacks of its threads.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "_prefect_dask_alias"),
-            *("-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-q", "-rsfE"),
-            *("-p", "no:cacheprovider", *arguments, *files),
-        ],
-        cwd=suite,
-        env=environment
-        | {
-            # Our folder is named `tests` too, so the plugin's own folder is on the path.
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
-            "PREFECT_HOME": str(home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-6000:]
+    command = [
+        *(sys.executable, "-X", "faulthandler", "-m", "pytest", "-p", "_prefect_dask_alias"),
+        *("-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-v", "-rsfE"),
+        *("-p", "no:cacheprovider", "-p", "no:faulthandler", "--capture=sys", *arguments, *files),
+    ]
+    # Not a pipe: a process that the run leaves behind would keep its end open.
+    printed = home / "output.txt"
+    with printed.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=suite,
+            env=environment
+            | {
+                # Our folder is named `tests` too, so the plugin's own folder is on the path.
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
+                "PREFECT_HOME": str(home),
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+            },
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status: int | None = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            status = None
+            process.send_signal(signal.SIGABRT)  # faulthandler writes where each thread is
+            process.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    output = printed.read_text(errors="replace")
+    assert status is not None, f"not ended after {limit_s} s:\n{output[-20_000:]}"
+    assert status == 0, output[-6_000:]
     passed = re.search(r"(\d+) passed", output)
-    assert passed is not None, output[-6000:]
+    assert passed is not None, output[-6_000:]
     return int(passed.group(1)), output
 
 
@@ -84,9 +105,8 @@ def test_prefect_dasks_tests_pass_with_an_address_and_with_threads(
     suite: Path, tmp_path: Path
 ) -> None:
     left_out = " and ".join(f"not {name}" for name in MUCH_ALIKE)
-    passed, output = run_suite(
-        suite, tmp_path, ["test_task_runners.py", "test_client.py"], "-k", left_out
-    )
+    files = ["test_task_runners.py", "test_client.py"]
+    passed, output = run_suite(suite, tmp_path, files, "-k", left_out, limit_s=540)
     # 40 are left, and one skips itself where the runner was told `processes`.
     assert passed >= 39, output[-3000:]
 
@@ -94,5 +114,6 @@ def test_prefect_dasks_tests_pass_with_an_address_and_with_threads(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prefect_dasks_tests_pass_with_every_kind_of_runner(suite: Path, tmp_path: Path) -> None:
-    passed, output = run_suite(suite, tmp_path, ["test_task_runners.py", "test_client.py"])
+    files = ["test_task_runners.py", "test_client.py"]
+    passed, output = run_suite(suite, tmp_path, files, limit_s=840)
     assert passed >= 68, output[-3000:]
