@@ -3,7 +3,7 @@
 What of Dask is relied on, and looked at before: `WorkerMemoryManager.data` and `WorkerState.data`
 are one `SpillBuffer`, which is exchanged as a whole; `WorkerState.ready`, `TaskState.dependents`,
 `.priority` and `.startstops` tell what is wanted next and what a value costs; a lost value is
-released with a `RemoveReplicasEvent`, of which the scheduler is told. A worker whose data is
+released with a `FreeKeysEvent`, of which the scheduler is told. A worker whose data is
 something else keeps it, which is said once and counted.
 """
 
@@ -20,12 +20,12 @@ from weakref import WeakKeyDictionary
 
 from distributed.metrics import time
 from distributed.spill import SpillBuffer
-from distributed.worker_state_machine import RemoveReplicasEvent
+from distributed.worker_state_machine import FreeKeysEvent
 from tornado.ioloop import PeriodicCallback
 
 from deepflow.intermediates.arena import Arena
 from deepflow.intermediates.places import Disk, InMemory, Place, Remote
-from deepflow.intermediates.tiers import Hooks, Limits, TieredStore, Use
+from deepflow.intermediates.tiers import Hooks, TieredStore, Use
 from deepflow.observe import metrics
 
 if TYPE_CHECKING:
@@ -77,8 +77,17 @@ class Tiers:
         self.arena: Arena | None = None
         """The worker's shared memory, if it has any."""
         self._limit_bytes = int(worker.memory_manager.memory_limit or 0)
-        hooks = Hooks(self._uses, self._over_bytes, self._wanted, self._left, self._lost, _count)
-        self.store = TieredStore(places, Limits(target_bytes), hooks)
+        hooks = Hooks(
+            uses=self._uses,
+            over_bytes=self._over_bytes,
+            wanted=self._wanted,
+            left=self._left,
+            lost=self._lost,
+            moved=_count_moved,
+            waited=lambda seconds: metrics.inc("deepflow_tier_waited_seconds_total", seconds),
+            fallback=lambda kind: metrics.inc("deepflow_fallbacks_total", kind=kind),
+        )
+        self.store = TieredStore(places, target_bytes, hooks)
         self._looking = PeriodicCallback(self._look, _LOOK_EVERY_S * 1000)
 
     def start(self) -> None:
@@ -151,16 +160,19 @@ class Tiers:
     def _release(self, key: Any) -> None:
         """Tell the state machine, and through it the scheduler, that a value is not here any more.
 
-        Not while a task that wants it is starting: that task fails of it first, and goes again.
+        At once, although a task may just be failing of it: so the scheduler knows before it hears of
+        that failure, and has the value made anew first, which costs the task none of its retries.
+        Not while a task runs that has it, for the scheduler would let that one run again.
         """
-        task = self.worker.state.tasks.get(key)
+        worker = self.worker
+        task = worker.state.tasks.get(key)
         if task is None or task.state != "memory" or key in self.store:
             return
-        if any(one.state in ("executing", "long-running") for one in task.dependents):
-            self.worker.loop.call_later(_LOOK_EVERY_S, self._release, key)
+        if any(one.key in worker.active_keys for one in task.dependents):
+            worker.loop.call_later(_LOOK_EVERY_S, self._release, key)
             return
-        event = RemoveReplicasEvent(keys=[key], stimulus_id=f"deepflow-lost-{time()}")
-        self.worker.handle_stimulus(event)
+        event = FreeKeysEvent(keys=[key], stimulus_id=f"deepflow-lost-{time()}")
+        worker.handle_stimulus(event)
 
 
 def _next_use(dependents: list[Any], ranks: list[Any]) -> int | None:
@@ -185,14 +197,8 @@ def _copied(several: Iterable[Any]) -> list[Any]:
     return []
 
 
-def _count(name: str, n: float) -> None:
-    direction, _, tier = name.partition("_")
-    if direction in ("to", "from"):
-        metrics.inc("deepflow_tier_moved_bytes_total", n, tier=tier, direction=direction)
-    elif name == "waited_s":
-        metrics.inc("deepflow_tier_waited_seconds_total", n)
-    else:
-        metrics.inc("deepflow_fallbacks_total", n, kind=name)
+def _count_moved(direction: str, tier: str, n_bytes: int) -> None:
+    metrics.inc("deepflow_tier_moved_bytes_total", n_bytes, tier=tier, direction=direction)
 
 
 _tiers: WeakKeyDictionary[Worker, Tiers] = WeakKeyDictionary()

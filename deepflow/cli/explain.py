@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from deepflow.cli._output import as_json, in_bytes, print_json, print_table
+from deepflow.decide.events import Moved
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.observe.explain import (
-    MoveSummary,
     Reason,
     Story,
     find_runs,
@@ -126,7 +126,7 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
     )
 
 
-def _tell_moves(moves: Sequence[MoveSummary]) -> None:
+def _tell_moves(moves: Sequence[Moved]) -> None:
     print_table(
         "Results on their ways",
         ("results of", "n", "in memory", "sent", "shared", "took", "codecs: ratio"),
@@ -145,7 +145,7 @@ def _tell_moves(moves: Sequence[MoveSummary]) -> None:
             for row in moves
         ),
     )
-    chosen = [(row.task, *choice) for row in moves for choice in row.choices]
+    chosen = [(row.task, choice) for row in moves for choice in row.choices]
     if chosen:
         print_table(
             "How large buffers were sent, in sum",
@@ -153,14 +153,14 @@ def _tell_moves(moves: Sequence[MoveSummary]) -> None:
             (
                 (
                     task,
-                    codec,
-                    f"{n:,}",
-                    in_seconds(predicted_s or None),
-                    in_seconds(raw_s or None),
-                    in_seconds(actual_s),
-                    why,
+                    one.codec,
+                    f"{one.n:,}",
+                    in_seconds(one.predicted_s or None),
+                    in_seconds(one.raw_s or None),
+                    in_seconds(one.actual_s),
+                    one.why,
                 )
-                for task, codec, n, predicted_s, raw_s, actual_s, why in chosen
+                for task, one in chosen
             ),
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Candidate",
+    "CodecChoice",
     "Event",
     "Failed",
     "Finished",
@@ -158,8 +159,36 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class CodecChoice:
+    """How often a codec was chosen for large buffers, and what came of it. Seconds, in sum."""
+
+    codec: str
+    n: int
+    predicted_s: float
+    raw_s: float
+    """Predicted for sending them raw; 0 where nothing was."""
+    actual_s: float
+    why: str
+    """Of the last one."""
+
+    def plus(self, later: CodecChoice) -> CodecChoice:
+        """Both together."""
+        return CodecChoice(
+            self.codec,
+            self.n + later.n,
+            self.predicted_s + later.predicted_s,
+            self.raw_s + later.raw_s,
+            self.actual_s + later.actual_s,
+            later.why,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
-    """What the results of a task cost on their ways from a worker, over a whole run."""
+    """What the results of a task cost on their ways from a worker, over a whole run.
+
+    In a sum over runs or workers, `run` or `worker` is empty.
+    """
 
     at_s: float
     run: str
@@ -178,9 +207,15 @@ class Moved:
     """Of sending and copying, added up."""
     codecs: tuple[tuple[str, int, int], ...] = ()
     """By codec: its name, and bytes before and after."""
-    choices: tuple[tuple[str, int, float, float, float, str], ...] = ()
-    """By codec chosen for large buffers: its name, how many buffers; seconds predicted, predicted
-    for sending them raw, and taken; and why, of the last one."""
+    choices: tuple[CodecChoice, ...] = ()
+    """For large buffers, by codec."""
+
+    @property
+    def saved_s(self) -> float:
+        """Seconds less than sending raw was predicted to take, where that was; negative: a loss."""
+        return sum(
+            one.raw_s - one.actual_s for one in self.choices if one.codec != "raw" and one.raw_s > 0
+        )
 
 
 Event = (

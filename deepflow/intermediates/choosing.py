@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from deepflow.decide.compression import RAW_BELOW_BYTES, Chooser, Outcome, Plan, Sample
 from deepflow.intermediates import sampling
@@ -12,6 +14,13 @@ from deepflow.intermediates.links import Links
 from deepflow.intermediates.values import Part
 
 __all__ = ["Choices", "ForPeer"]
+
+_MAX_SHAPES: Final = 4_096
+_ALIKE_FACTOR: Final = 2.0
+"""Values of one task count as alike if neither has more than so many times the other's bytes."""
+
+_Key = tuple[str, str | None, str]
+"""Task, element type, host."""
 
 
 class Choices:
@@ -22,6 +31,8 @@ class Choices:
         self.links = Links()
         self.cores = cores
         self.lock = threading.Lock()
+        self.left_raw: OrderedDict[tuple[str, str], tuple[tuple[_Key, int], ...]] = OrderedDict()
+        """By task and host: keys and bytes of the parts of the last value that was left raw."""
 
     def for_peer(
         self, host: str, seen: Callable[[Outcome], None] | None = None, cores: int | None = None
@@ -41,7 +52,7 @@ class ForPeer:
     ) -> None:
         self._choices, self._host, self._cores, self._seen = choices, host, cores, seen
 
-    def _key(self, part: Part) -> tuple[str, str | None, str]:
+    def _key(self, part: Part) -> _Key:
         return part.task, part.dtype, self._host
 
     def wants_sample(self, part: Part) -> bool:
@@ -69,17 +80,37 @@ class ForPeer:
 
     def is_left_raw(self, parts: Sequence[Part]) -> bool:
         """Whether all of this would be sent raw, as far as is known without a new sample."""
-        choices = self._choices
-        with choices.lock:
-            return all(
-                choices.chooser.is_left_raw(
-                    self._key(part),
-                    part.octets.nbytes,
-                    choices.links.speed(self._host),
-                    self._cores,
-                )
-                for part in parts
-            )
+        shape = tuple((self._key(part), part.octets.nbytes) for part in parts)
+        left_raw = self._choices.left_raw
+        of = (parts[0].task, self._host)
+        with self._choices.lock:
+            is_raw = self._is_left_raw(shape)
+            if is_raw:
+                left_raw[of] = shape
+                left_raw.move_to_end(of)
+                if len(left_raw) > _MAX_SHAPES:
+                    left_raw.popitem(last=False)
+            else:
+                left_raw.pop(of, None)
+        return is_raw
+
+    def is_known_raw(self, task: str, n_bytes: int) -> bool:
+        """Whether the last value of the task was left raw, and one like it still would be.
+
+        So that a value need not be taken apart to know; of other sizes it says nothing.
+        """
+        with self._choices.lock:
+            shape = self._choices.left_raw.get((task, self._host))
+            if shape is None:
+                return False
+            before = sum(size for _, size in shape)
+            if not before / _ALIKE_FACTOR <= n_bytes <= before * _ALIKE_FACTOR:
+                return False
+            return self._is_left_raw(shape)
+
+    def _is_left_raw(self, shape: Sequence[tuple[_Key, int]]) -> bool:
+        chooser, speed = self._choices.chooser, self._choices.links.speed(self._host)
+        return all(chooser.is_left_raw(key, size, speed, self._cores) for key, size in shape)
 
     def codec(self, part: Part) -> str:
         """The codec for a part that is coded as a whole before it is sent."""

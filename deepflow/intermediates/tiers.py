@@ -25,7 +25,7 @@ from deepflow.intermediates import sampling, values
 from deepflow.intermediates.codecs import element_bytes
 from deepflow.intermediates.places import Place
 
-__all__ = ["Hooks", "Limits", "TieredStore", "Use"]
+__all__ = ["Hooks", "TieredStore", "Use"]
 
 _SMALL_BYTES: Final = 16_384
 """Smaller values stay: they are little of any heap, and many."""
@@ -54,20 +54,14 @@ class Use(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes of the heap and of what is coded in memory together: evicted towards `target_bytes`,
-    and held back beyond it (`TieredStore.admit`)."""
-
-    target_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Hooks:
     """What a store asks and tells; called from its threads.
 
     `uses` of keys; `over_bytes`: by how much the process is too large, whatever its values say;
     `wanted`: keys that will be asked for soon, the first first; `left`: a value has
-    left the heap; `lost`: a value is lost; `count`: an event by name, with a number.
+    left the heap; `lost`: a value is lost;
+    `moved`: so many bytes went ``to`` or came ``from`` a tier, by name; `waited`: seconds that a
+    thread was held back; `fallback`: its kind.
     """
 
     uses: Callable[[Iterable[Any]], dict[Any, Use]]
@@ -75,7 +69,9 @@ class Hooks:
     wanted: Callable[[], list[Any]]
     left: Callable[[Any], None]
     lost: Callable[[Any], None]
-    count: Callable[[str, float], None]
+    moved: Callable[[str, str, int], None]
+    waited: Callable[[float], None]
+    fallback: Callable[[str], None]
 
 
 class _Copy(NamedTuple):
@@ -103,11 +99,15 @@ class _Entry:
 
 
 class TieredStore(MutableMapping[Any, Any]):
-    """See the top of this file. Thread-safe."""
+    """See the top of this file. Thread-safe.
 
-    def __init__(self, places: Iterable[Place], limits: Limits, hooks: Hooks) -> None:
+    `target_bytes`, of the heap and of what is coded in memory together: evicted towards it, and
+    held back beyond it (`admit`).
+    """
+
+    def __init__(self, places: Iterable[Place], target_bytes: int, hooks: Hooks) -> None:
         self._places = {place.name: place for place in places}
-        self.limits, self._hooks = limits, hooks
+        self.target_bytes, self._hooks = target_bytes, hooks
         self._entries: dict[Any, _Entry] = {}
         self._lost: OrderedDict[Any, str] = OrderedDict()
         self._lock = threading.RLock()
@@ -210,11 +210,9 @@ class TieredStore(MutableMapping[Any, Any]):
         """
         began_s = time.monotonic()
         deadline_s = began_s + timeout_s
-        n_bytes = min(n_bytes, self.limits.target_bytes // 2)
+        n_bytes = min(n_bytes, self.target_bytes // 2)
         with self._lock:
-            while (
-                self._managed_bytes() + n_bytes > self.limits.target_bytes or self._over_bytes() > 0
-            ):
+            while self._managed_bytes() + n_bytes > self.target_bytes or self._over_bytes() > 0:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._is_stuck or self._is_closed:
                     return False
@@ -223,13 +221,13 @@ class TieredStore(MutableMapping[Any, Any]):
                 self._changed.wait(min(left_s, _IDLE_S))
         waited_s = time.monotonic() - began_s
         if waited_s > 0.001:
-            self._hooks.count("waited_s", waited_s)
+            self._hooks.waited(waited_s)
         return True
 
     @property
     def is_filling(self) -> bool:
         """Whether it is time to ask for room (`admit`); cheap."""
-        return self._managed_bytes() > _DOWN_TO_SHARE * self.limits.target_bytes or (
+        return self._managed_bytes() > _DOWN_TO_SHARE * self.target_bytes or (
             self._over_bytes() > 0
         )
 
@@ -257,7 +255,7 @@ class TieredStore(MutableMapping[Any, Any]):
         return self.heap_bytes + (memory.used_bytes if memory else 0)
 
     def _excess_bytes(self) -> int:
-        managed, target = self._managed_bytes(), self.limits.target_bytes
+        managed, target = self._managed_bytes(), self.target_bytes
         excess = max(self._wanted_bytes, self._over_bytes())
         if managed > _AHEAD_SHARE * target:
             return max(excess, int(managed - _DOWN_TO_SHARE * target))
@@ -265,7 +263,7 @@ class TieredStore(MutableMapping[Any, Any]):
 
     def _over_bytes(self) -> int:
         """Of a process that is too large, what evicting can do about it."""
-        if self.heap_bytes < _LEAST_HEAP_SHARE * self.limits.target_bytes:
+        if self.heap_bytes < _LEAST_HEAP_SHARE * self.target_bytes:
             return 0
         return min(self._hooks.over_bytes(), self.heap_bytes)
 
@@ -360,7 +358,7 @@ class TieredStore(MutableMapping[Any, Any]):
             buffers = values.dump_parts(values.disassemble(value), _codec_of, _THREADS)
         except Exception as exc:  # noqa: BLE001 - pickling runs the user's code
             entry.is_pinned = True
-            self._hooks.count("not_evictable", 1)
+            self._hooks.fallback("not_evictable")
             _log.warning("the result %r stays in memory, for it cannot be pickled: %r", key, exc)
             return None
         stored_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
@@ -372,7 +370,7 @@ class TieredStore(MutableMapping[Any, Any]):
                 Room(room.get("memory"), room.get("disk"), room.get("remote")),
             )
             if name is None:
-                self._hooks.count("nowhere_to_evict", 1)
+                self._hooks.fallback("nowhere_to_evict")
                 return None
             place = self._places[name]
             try:
@@ -381,7 +379,7 @@ class TieredStore(MutableMapping[Any, Any]):
                 self._refused(name, exc)
                 del room[name]
                 continue
-            self._hooks.count(f"to_{name}", stored_bytes)
+            self._hooks.moved("to", name, stored_bytes)
             return _Copy(place, token, stored_bytes)
 
     def _demote(self, key: Any, entry: _Entry, copy: _Copy) -> int:
@@ -399,7 +397,7 @@ class TieredStore(MutableMapping[Any, Any]):
             except OSError as exc:
                 self._refused(name, exc)
                 continue
-            self._hooks.count(f"to_{name}", copy.stored_bytes)
+            self._hooks.moved("to", name, copy.stored_bytes)
             moved = _Copy(place, token, copy.stored_bytes)
             with self._lock:
                 if self._entries.get(key) is not entry or entry.copy is not copy:
@@ -420,7 +418,7 @@ class TieredStore(MutableMapping[Any, Any]):
         }
 
     def _refused(self, name: str, exc: OSError) -> None:
-        self._hooks.count("tier_write_failed", 1)
+        self._hooks.fallback("tier_write_failed")
         if name not in self._closed_until_s:
             _log.warning("values do not go to %s now, the next place is tried: %s", name, exc)
         self._closed_until_s[name] = time.monotonic() + _REFUSED_FOR_S
@@ -447,7 +445,7 @@ class TieredStore(MutableMapping[Any, Any]):
                         continue  # it was moved to another place meanwhile
                     self._lose(key, entry, exc)
                     raise ValueLostError(f"the result {key!r} is lost here: {exc}") from exc
-                self._hooks.count(f"from_{copy.place.name}", copy.stored_bytes)
+                self._hooks.moved("from", copy.place.name, copy.stored_bytes)
                 with self._lock:
                     self._return_to_heap(key, entry, value)
                 return value
@@ -473,7 +471,7 @@ class TieredStore(MutableMapping[Any, Any]):
             self._lost[key] = str(exc)
             if len(self._lost) > _MAX_LOST:
                 self._lost.popitem(last=False)
-        self._hooks.count("replica_lost", 1)
+        self._hooks.fallback("replica_lost")
         _log.warning("the stored copy of the result %r is lost, it is made anew: %s", key, exc)
         self._hooks.lost(key)
 
@@ -506,7 +504,7 @@ class TieredStore(MutableMapping[Any, Any]):
                 entry = self._entries.get(key)
                 if entry is None or entry.value is not _GONE:
                     continue
-                ahead_bytes = _AHEAD_SHARE * self.limits.target_bytes
+                ahead_bytes = _AHEAD_SHARE * self.target_bytes
                 if self._managed_bytes() + entry.n_bytes > ahead_bytes or self._over_bytes() > 0:
                     return
             if self._is_closed:

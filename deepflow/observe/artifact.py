@@ -127,7 +127,7 @@ def _move_table(trail: Trail) -> str:
         codecs = ", ".join(
             f"{name} {before / after:.1f}" for name, before, after in row.codecs if after
         )
-        chosen = "; ".join(f"{n:,} × {name}: {why}" for name, n, *_, why in row.choices[:3])
+        chosen = "; ".join(f"{one.n:,} × {one.codec}: {one.why}" for one in row.choices[:3])
         lines.append(
             f"| {_cell(row.task)} | {row.n_values:,} | {_in_bytes(row.raw_bytes)} "
             f"| {_in_bytes(row.wire_bytes)} | {_in_bytes(row.shared_bytes)} | {_cell(codecs)} "

@@ -14,12 +14,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-from deepflow.decide.events import Candidate, Moved
+from deepflow.decide.events import Candidate, CodecChoice, Moved
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError, nearest
 
 __all__ = [
-    "MoveSummary",
     "Reason",
     "Story",
     "TaskSummary",
@@ -106,60 +105,32 @@ class Story:
     """Worker and cause of each attempt that failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class MoveSummary:
-    """How the results of all tasks of one name left their workers. Bytes and seconds."""
-
-    task: str
-    n_values: int
-    raw_bytes: int
-    """Of values that went over a network, as they are in memory."""
-    wire_bytes: int
-    shared_bytes: int
-    copied_bytes: int
-    duration_s: float
-    codecs: tuple[tuple[str, int, int], ...]
-    """Codec, and bytes before and after; the one with most bytes first."""
-    choices: tuple[tuple[str, int, float, float, float, str], ...]
-    """As `Moved.choices`, the most frequent first."""
-
-    @property
-    def saved_s(self) -> float:
-        """Seconds less than sending raw was predicted to take, where that was; negative: a loss."""
-        return sum(
-            raw_s - actual_s
-            for codec, _, _, raw_s, actual_s, _ in self.choices
-            if codec != "raw" and raw_s > 0
-        )
-
-
-def move_summaries(trail: Trail) -> tuple[MoveSummary, ...]:
-    """One row for each name of a task whose results travelled, the largest first."""
+def move_summaries(trail: Trail) -> tuple[Moved, ...]:
+    """For each name of a task whose results travelled the sum of all workers, the largest first."""
     by_name: dict[str, list[Moved]] = {}
     for one in trail.moved:
         by_name.setdefault(one.task, []).append(one)
-    rows = (_move_summary(name, moved) for name, moved in by_name.items())
+    rows = (_sum_of(moved) for moved in by_name.values())
     return tuple(sorted(rows, key=lambda row: -(row.raw_bytes + row.shared_bytes)))
 
 
-def _move_summary(name: str, moved: Sequence[Moved]) -> MoveSummary:
+def _sum_of(moved: Sequence[Moved]) -> Moved:
+    """Of one task; codecs with most bytes and choices made most often come first."""
     codecs: dict[str, tuple[int, int]] = {}
-    choices: dict[str, tuple[int, float, float, float, str]] = {}
+    choices: dict[str, CodecChoice] = {}
     for one in moved:
         for codec, raw, stored in one.codecs:
             before = codecs.get(codec, (0, 0))
             codecs[codec] = (before[0] + raw, before[1] + stored)
-        for codec, n, predicted_s, raw_s, actual_s, why in one.choices:
-            known = choices.get(codec, (0, 0.0, 0.0, 0.0, ""))
-            choices[codec] = (
-                known[0] + n,
-                known[1] + predicted_s,
-                known[2] + raw_s,
-                known[3] + actual_s,
-                why,
-            )
-    return MoveSummary(
-        task=name,
+        for choice in one.choices:
+            known = choices.get(choice.codec)
+            choices[choice.codec] = choice if known is None else known.plus(choice)
+    runs = {one.run for one in moved}
+    return Moved(
+        at_s=max(one.at_s for one in moved),
+        run=runs.pop() if len(runs) == 1 else "",
+        task=moved[0].task,
+        worker="",
         n_values=sum(one.n_values for one in moved),
         raw_bytes=sum(one.raw_bytes for one in moved),
         wire_bytes=sum(one.wire_bytes for one in moved),
@@ -169,9 +140,7 @@ def _move_summary(name: str, moved: Sequence[Moved]) -> MoveSummary:
         codecs=tuple(
             (codec, *sizes) for codec, sizes in sorted(codecs.items(), key=lambda c: -c[1][0])
         ),
-        choices=tuple(
-            (codec, *rest) for codec, rest in sorted(choices.items(), key=lambda c: -c[1][0])
-        ),
+        choices=tuple(sorted(choices.values(), key=lambda choice: -choice.n)),
     )
 
 

@@ -5,7 +5,7 @@ name ends in `.zst`. It is written as things happen and never held whole, so a c
 what was not flushed yet, and may leave a torn last line. A reader skips a torn last line and says
 so; anything else that is not as it was written is refused.
 
-    {"format":"deepflow-journal","version":1,"clock":"unix","deepflow":"0.1.0"}
+    {"format":"deepflow-journal","version":2,"clock":"unix","deepflow":"0.1.0"}
     {"Submitted":{"at_s":1.0,"key":"a-1","task":"a","flow":"f","run":"r", ...}}
     {"Finished":{"at_s":2.0, ...}}
 """
@@ -18,14 +18,14 @@ import math
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import orjson
 import zstandard
 
-from deepflow.decide.events import Candidate, Event, WorkerJoined, WorkerLeft
+from deepflow.decide.events import Event, WorkerJoined, WorkerLeft
 from deepflow.errors import JournalError
 
 __all__ = ["Header", "JournalRing", "JournalWriter", "newest_journal", "read_header"]
@@ -287,8 +287,8 @@ def _converter(wanted: Any) -> _Convert:
         return _float
     if wanted in (str, int, bool):
         return _exactly(wanted)
-    if wanted is Candidate:
-        return _reader(Candidate)
+    if isinstance(wanted, type) and is_dataclass(wanted):
+        return _reader(wanted)
     args = typing.get_args(wanted)
     if typing.get_origin(wanted) is tuple and args[-1] is Ellipsis:
         of_each = _converter(args[0])

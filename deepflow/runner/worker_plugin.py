@@ -143,10 +143,7 @@ def _moved(worker: Worker, run: str) -> list[Moved]:
             copied_bytes=account.copied_bytes,
             duration_s=account.seconds,
             codecs=tuple((name, *sizes) for name, sizes in account.codecs.items()),
-            choices=tuple(
-                (codec, one.n, one.predicted_s, one.raw_s, one.actual_s, one.why)
-                for codec, one in account.choices.items()
-            ),
+            choices=tuple(account.choices.values()),
         )
         for task, account in transfer.sender.ledger.take(run).items()
     ]

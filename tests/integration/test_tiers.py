@@ -114,7 +114,7 @@ def test_a_lost_value_is_computed_again_for_whoever_asks(
         # From the other worker, so that each is fetched.
         for i in range(0, 60, 7):
             for address in addresses:
-                total = client.submit(np.sum, made[i], workers=[address], pure=False, retries=3)
+                total = client.submit(np.sum, made[i], workers=[address], pure=False)
                 assert total.result(timeout=60) == pytest.approx(noise(i).sum())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from deepflow.cli import main
-from deepflow.decide.events import Moved
+from deepflow.decide.events import CodecChoice, Moved
 from deepflow.observe.journal import JournalWriter
 from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
 from deepflow.sim.engine import simulate
@@ -90,7 +91,7 @@ def test_explain_tells_a_run(journal: Path, tmp_path: Path) -> None:
 
 def test_explain_tells_what_results_cost_on_their_ways(tmp_path: Path) -> None:
     path = tmp_path / "moved.journal"
-    choice = ("pco", 2, 0.1, 0.4, 0.15, "4.0 times faster than raw")
+    choice = CodecChoice("pco", 2, 0.1, 0.4, 0.15, "4.0 times faster than raw")
     with JournalWriter(path, clock="virtual") as writer:
         writer.write_all(simulate(WORKLOAD, CLUSTER, seed=0).events)
         writer.write(
@@ -105,7 +106,7 @@ def test_explain_tells_what_results_cost_on_their_ways(tmp_path: Path) -> None:
     assert "pco 4.0" in told
     assert "4.0 times faster than raw" in told
     document = json.loads(deepflow("explain", "run-7", "--journal", path, "--json").output)
-    assert document["results_moved"][0]["choices"] == [list(choice)]
+    assert document["results_moved"][0]["choices"] == [asdict(choice)]
 
 
 def test_explain_takes_the_newest_journal_of_a_directory(journal: Path) -> None:

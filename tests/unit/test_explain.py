@@ -11,6 +11,7 @@ import pytest
 
 from deepflow.decide.events import (
     Candidate,
+    CodecChoice,
     Event,
     Failed,
     Finished,
@@ -100,13 +101,13 @@ def test_summaries_by_name_of_the_task() -> None:
 
 def moved() -> list[Event]:
     """`a` sent 3,000 bytes as 1,000 from two workers and shared 500; `b` was not coded."""
-    chosen = ("pco", 1, 0.1, 0.4, 0.15, "4.0 times faster than raw")
+    chosen = CodecChoice("pco", 1, 0.1, 0.4, 0.15, "4.0 times faster than raw")
     return [
         Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 400, 0, 0, 0.2, (("pco", 1000, 400),)),
         Moved(
             *(20.0, "run-one", "a", "fast-0", 2, 2000, 600, 500, 500, 0.3),
             (("pco", 1500, 100), ("raw", 500, 500)),
-            (chosen, ("raw", 1, 0.1, 0.1, 0.3, "nothing saves a tenth")),
+            (chosen, CodecChoice("raw", 1, 0.1, 0.1, 0.3, "nothing saves a tenth")),
         ),
         Moved(20.0, "run-one", "b", "fast-0", 1, 0, 0, 9000, 9000, 0.1),
         Moved(20.0, "another", "a", "fast-0", 1, 77, 77, 0, 0, 0.1),
@@ -120,7 +121,7 @@ def test_what_results_cost_on_their_ways_is_added_up_by_task() -> None:
     assert (a.n_values, a.raw_bytes, a.wire_bytes, a.shared_bytes) == (3, 3000, 1000, 500)
     assert a.codecs == (("pco", 2500, 500), ("raw", 500, 500))
     assert a.saved_s == pytest.approx(0.25)  # what was sent raw saves and loses nothing
-    assert a.choices[0][0] == "pco"
+    assert a.choices[0].codec == "pco"
 
 
 def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:

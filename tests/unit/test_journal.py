@@ -11,6 +11,7 @@ import pytest
 
 from deepflow.decide.events import (
     Candidate,
+    CodecChoice,
     Event,
     Failed,
     Finished,
@@ -46,7 +47,7 @@ EVENTS: tuple[Event, ...] = (
     Moved(
         *(3.0, "run", "a", "w-0", 2, 1000, 400, 0, 0, 0.5),
         (("pco", 1000, 400),),
-        (("pco", 2, 0.1, 0.4, 0.2, "4.0 times faster than raw"),),
+        (CodecChoice("pco", 2, 0.1, 0.4, 0.2, "4.0 times faster than raw"),),
     ),
     WorkerLeft(3.0, "w-0", "killed"),
 )

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from deepflow.errors import ValueLostError
 from deepflow.intermediates.places import Disk, InMemory, Place, PlaceError, Remote
-from deepflow.intermediates.tiers import Hooks, Limits, TieredStore, Use
+from deepflow.intermediates.tiers import Hooks, TieredStore, Use
 
 MB = 1_000_000
 Make = Callable[..., TieredStore]
@@ -32,16 +32,18 @@ class Seen:
         self.uses: dict[Any, Use] = {}
 
     def hooks(self) -> Hooks:
-        def count(name: str, n: float) -> None:
+        def count(name: str, n: float = 1) -> None:
             self.counted[name] = self.counted.get(name, 0) + n
 
         return Hooks(
-            lambda keys: self.uses,
-            lambda: 0,
-            lambda: self.wanted,
-            self.left.append,
-            self.lost.append,
-            count,
+            uses=lambda keys: self.uses,
+            over_bytes=lambda: 0,
+            wanted=lambda: self.wanted,
+            left=self.left.append,
+            lost=self.lost.append,
+            moved=lambda direction, tier, n_bytes: count(f"{direction}_{tier}", n_bytes),
+            waited=lambda seconds: count("waited_s", seconds),
+            fallback=count,
         )
 
 
@@ -56,7 +58,7 @@ def make(tmp_path: Path, seen: Seen) -> Iterator[Make]:
 
     def start(*places: Place, target: int = 4 * MB) -> TieredStore:
         chosen = places or (InMemory(MB), Disk(tmp_path / "tiers", None))
-        opened.append(TieredStore(chosen, Limits(target), seen.hooks()))
+        opened.append(TieredStore(chosen, target, seen.hooks()))
         return opened[-1]
 
     yield start

@@ -10,26 +10,14 @@ from typing import Any, Final
 
 from deepflow.backend.keys import run_of, task_of
 from deepflow.decide.compression import Outcome
+from deepflow.decide.events import CodecChoice
 from deepflow.intermediates.stream import Progress
 from deepflow.observe import metrics
 
-__all__ = ["Account", "Choice", "Ledger"]
+__all__ = ["Account", "Ledger"]
 
 _MAX_RUNS: Final = 256
 """Of drivers that died without asking, the oldest are forgotten."""
-
-
-@dataclass(slots=True)
-class Choice:
-    """What was chosen for the buffers of a task, and what came of it. Seconds."""
-
-    n: int = 0
-    predicted_s: float = 0.0
-    raw_s: float = 0.0
-    """Predicted for sending them raw."""
-    actual_s: float = 0.0
-    why: str = ""
-    """Of the last one."""
 
 
 @dataclass(slots=True)
@@ -47,7 +35,7 @@ class Account:
     """Copied into shared memory."""
     seconds: float = 0.0
     codecs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    choices: dict[str, Choice] = field(default_factory=dict)
+    choices: dict[str, CodecChoice] = field(default_factory=dict)
 
 
 class Ledger:
@@ -87,12 +75,12 @@ class Ledger:
         """How a large buffer of a value was coded."""
         plan = outcome.plan
         with self._lock:
-            choice = self._account(key).choices.setdefault(plan.codec, Choice())
-            choice.n += 1
-            choice.predicted_s += plan.predicted_s
-            choice.raw_s += plan.raw_s
-            choice.actual_s += outcome.actual_s
-            choice.why = plan.why
+            choices = self._account(key).choices
+            one = CodecChoice(
+                plan.codec, 1, plan.predicted_s, plan.raw_s, outcome.actual_s, plan.why
+            )
+            before = choices.get(plan.codec)
+            choices[plan.codec] = one if before is None else before.plus(one)
 
     def shared(self, key: Any, n_bytes: int) -> None:
         """A value handed over in shared memory."""

@@ -176,11 +176,12 @@ class Sender:
         try:
             # What has left the heap is read back in a thread.
             in_heap = getattr(worker.data, "is_in_heap", lambda key: True)
-            if all(in_heap(one.key) and self._is_plain(one.n_bytes, ready) for one in asked):
+            plain = {one.key for one in asked if self._is_plain(one, ready)}
+            if len(plain) == len(asked) and all(in_heap(one.key) for one in asked):
                 offers = {one.key: _plain(worker.data[one.key]) for one in asked}
             else:
                 offers = await asyncio.get_running_loop().run_in_executor(
-                    self.threads.io, self._offers, asked, ready
+                    self.threads.io, self._offers, asked, plain, ready
                 )
             self._ready[ticket] = ready
             began_s = time.perf_counter()
@@ -208,19 +209,19 @@ class Sender:
             limit = limit * 2
         return limit is not False and worker.transfer_outgoing_count >= limit
 
-    def _offers(self, asked: Sequence[_Asked], ready: _Ready) -> dict[Any, dict[str, Any]]:
+    def _offers(
+        self, asked: Sequence[_Asked], plain: Collection[Any], ready: _Ready
+    ) -> dict[Any, dict[str, Any]]:
         offers = {}
         for one in asked:
             try:
                 value = self.worker.data[one.key]
             except (KeyError, ValueLostError):
                 continue  # not here any more: the peer says so to the scheduler
-            offers[one.key] = self._one(one, value, ready)
+            offers[one.key] = _plain(value) if one.key in plain else self._one(one, value, ready)
         return offers
 
     def _one(self, one: _Asked, value: Any, ready: _Ready) -> dict[str, Any]:
-        if self._is_plain(one.n_bytes, ready):
-            return _plain(value)
         handle = self._handles.get(one.key) if ready.is_neighbour else None
         if handle is not None:
             return self._by_descriptor(handle, one.key, ready)
@@ -270,15 +271,15 @@ class Sender:
             "readonly": list(handle.readonly),
         }
 
-    def _is_plain(self, n_bytes: int, ready: _Ready) -> bool:
-        """Whether a value of so many bytes is left to Dask without a look at it."""
-        if n_bytes < PLAIN_BELOW_BYTES:
+    def _is_plain(self, one: _Asked, ready: _Ready) -> bool:
+        """Whether a value is left to Dask without a look at it."""
+        if one.n_bytes < PLAIN_BELOW_BYTES:
             return True
-        return (
-            ready.can_stream
-            and not (ready.is_neighbour and n_bytes >= SHARE_FROM_BYTES)
-            and not self._is_worth_a_stream(n_bytes, ready.host)
-        )
+        if not ready.can_stream or (ready.is_neighbour and one.n_bytes >= SHARE_FROM_BYTES):
+            return False
+        if not self._is_worth_a_stream(one.n_bytes, ready.host):
+            return True
+        return self.choices.for_peer(ready.host).is_known_raw(task_of(one.key), one.n_bytes)
 
     def _is_worth_a_stream(self, n_bytes: int, host: str) -> bool:
         speed = self.choices.links.speed(host)
