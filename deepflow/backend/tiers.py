@@ -160,8 +160,8 @@ class Tiers:
     def _release(self, key: Any) -> None:
         """Tell the state machine, and through it the scheduler, that a value is not here any more.
 
-        At once, although a task may just be failing of it: so the scheduler knows before it hears of
-        that failure, and has the value made anew first, which costs the task none of its retries.
+        At once, although a task may just be failing of it: so the scheduler knows before it hears
+        of that failure, and has the value made anew, which costs the task none of its retries.
         Not while a task runs that has it, for the scheduler would let that one run again.
         """
         worker = self.worker
