@@ -57,7 +57,8 @@ def run_suite(
 ) -> tuple[int, str]:
     """Run files of the suite against deepflow; returns how many passed, and the output.
 
-    A run that has not ended after `limit_s` fails with the stacks of its threads.
+    A test that hangs ends the run after 120 s, with the stacks of its threads; so does a run that
+    has not ended after `limit_s`, which is generous, for that is mostly a slow machine.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [
@@ -100,20 +101,20 @@ def run_suite(
     return int(passed.group(1)), output
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_prefect_dasks_tests_pass_with_an_address_and_with_threads(
     suite: Path, tmp_path: Path
 ) -> None:
     left_out = " and ".join(f"not {name}" for name in MUCH_ALIKE)
     files = ["test_task_runners.py", "test_client.py"]
-    passed, output = run_suite(suite, tmp_path, files, "-k", left_out, limit_s=540)
+    passed, output = run_suite(suite, tmp_path, files, "-k", left_out, limit_s=1200)
     # 40 are left, and one skips itself where the runner was told `processes`.
     assert passed >= 39, output[-3000:]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2000)
 def test_prefect_dasks_tests_pass_with_every_kind_of_runner(suite: Path, tmp_path: Path) -> None:
     files = ["test_task_runners.py", "test_client.py"]
-    passed, output = run_suite(suite, tmp_path, files, limit_s=840)
+    passed, output = run_suite(suite, tmp_path, files, limit_s=1900)
     assert passed >= 68, output[-3000:]
