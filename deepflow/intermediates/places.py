@@ -206,19 +206,20 @@ class Remote:
         size = self._sizes.pop(token, None)
         if size is not None:
             self.used_bytes -= size
-            self._removing.submit(self._remove, f"{self._root}/{token}")
+            with contextlib.suppress(RuntimeError):  # closed meanwhile: the whole folder goes
+                self._removing.submit(self._remove, f"{self._root}/{token}")
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(Exception):
             _persistently(lambda: self._files.rm_file(path))
 
     def close(self) -> None:
-        """Remove everything, and wait for it."""
-        for token in list(self._sizes):
-            self.remove(token)
-        self._removing.shutdown()
+        """Remove everything, and wait for it: seconds where the store does not answer."""
+        self._removing.shutdown(cancel_futures=True)
+        self._sizes.clear()
+        self.used_bytes = 0
         with contextlib.suppress(Exception):
-            self._files.rm(self._root, recursive=True)
+            _persistently(lambda: self._files.rm(self._root, recursive=True))
 
 
 def _persistently(call: Callable[[], _T]) -> _T:

@@ -8,18 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import prefect.settings as prefect_settings
 import pytest
 import yaml
 
 from deepflow.runner.server import RECORDER_SETTINGS, EmbeddedServer
 from deepflow.settings import load_settings
+from tests.integration.api import Api
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -58,9 +58,8 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
 
 
 def api(environment: dict[str, str], path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=30)
-    answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
+    with closing(Api(environment["PREFECT_API_URL"])) as server:
+        found: list[dict[str, Any]] = server.post(f"/{path}", body)
     return found
 
 
@@ -123,6 +122,7 @@ def test_a_schedule_of_the_deployed_flow_fires_and_the_run_completes(
         environment, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
     )
     assert {one["key"] for one in artifacts} == {
+        "deepflow-placement",
         "flight-delay-errors",
         "flight-delay-picture",
         "flight-delay-run",

@@ -28,6 +28,7 @@ from flows.flight_delays import (
     FlightDelaySummary,
     flight_delays,
 )
+from tests.integration.api import Api
 
 KEYS = {PICTURE_KEY, RUN_KEY, TABLE_KEY}
 
@@ -38,22 +39,21 @@ def summary(server: EmbeddedServer) -> FlightDelaySummary:
     return flight_delays(size="tiny")
 
 
-def of_run(server: EmbeddedServer, summary: FlightDelaySummary, path: str) -> Any:
+def of_run(api: Api, summary: FlightDelaySummary, path: str) -> Any:
     """What the server has under `path` for the run of `summary`."""
     run_id = str(summary.flow_run_url).rsplit("/", 1)[1]
     if path == "flow_run":
-        return httpx.get(f"{server.api_url}/flow_runs/{run_id}").raise_for_status().json()
+        return api.flow_run(run_id)
     body = {
         "artifacts": {"artifacts": {"flow_run_id": {"any_": [run_id]}}},
         "task_runs": {"flow_runs": {"id": {"any_": [run_id]}}},
     }[path]
-    answer = httpx.post(f"{server.api_url}/{path}/filter", json=body)
-    return answer.raise_for_status().json()
+    return api.post(f"/{path}/filter", body)
 
 
 @pytest.fixture(scope="module")
-def artifacts(server: EmbeddedServer, summary: FlightDelaySummary) -> dict[str, dict[str, Any]]:
-    return {one["key"]: one for one in of_run(server, summary, "artifacts")}
+def artifacts(api: Api, summary: FlightDelaySummary) -> dict[str, dict[str, Any]]:
+    return {one["key"]: one for one in of_run(api, summary, "artifacts")}
 
 
 def errors_of(summary: FlightDelaySummary) -> np.ndarray:
@@ -61,10 +61,10 @@ def errors_of(summary: FlightDelaySummary) -> np.ndarray:
 
 
 def test_the_run_is_completed_in_the_server_with_every_task_it_counted(
-    server: EmbeddedServer, summary: FlightDelaySummary
+    api: Api, summary: FlightDelaySummary
 ) -> None:
-    assert of_run(server, summary, "flow_run")["state_type"] == "COMPLETED"
-    task_runs = of_run(server, summary, "task_runs")
+    assert of_run(api, summary, "flow_run")["state_type"] == "COMPLETED"
+    task_runs = of_run(api, summary, "task_runs")
     assert len(task_runs) == summary.tasks
     assert {run["state_type"] for run in task_runs} == {"COMPLETED"}
 

@@ -13,7 +13,7 @@ from deepflow import DeepflowTaskRunner
 from flows._genome import statistics, variants
 from flows._genome.variants import EVERYBODY, POPULATIONS
 from flows.genome import PICTURE_KEY, SCALES, TABLE_KEY, GenomeSummary, genome
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 
 SEED = 3
 

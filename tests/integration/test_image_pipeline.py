@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 
 from deepflow import DeepflowTaskRunner
 from flows.image_pipeline import PICTURE_KEY, SCALES, TABLE_KEY, ImageSummary, image_pipeline
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the images")
 

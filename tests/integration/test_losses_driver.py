@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import is_alive, times_noted, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from prefect.states import State
 
 from deepflow import DeepflowTaskRunner, hints
 from deepflow.errors import InfrastructureError
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import note, times_noted
 
 

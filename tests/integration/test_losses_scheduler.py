@@ -16,7 +16,7 @@ from prefect import flow, task
 from prefect.states import State
 
 from deepflow import DeepflowTaskRunner, hints
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.losses import external_cluster, meanwhile
 from tests.integration.notes import note, times_noted, until
 

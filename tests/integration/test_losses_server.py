@@ -19,7 +19,7 @@ from prefect.settings import (
 from deepflow import DeepflowTaskRunner, EmbeddedServer, hints
 from deepflow.observe import metrics
 from deepflow.runner import server_link
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.losses import (
     Heard,
     breakable_cluster,

@@ -15,7 +15,7 @@ from prefect import flow, task
 
 from deepflow import DeepflowTaskRunner, hints
 from deepflow.observe import metrics
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.losses import forget_variables, meanwhile, until_settled, worker_pids
 from tests.integration.notes import await_death, kill, note, noted_by, notes, times_noted, until
 

@@ -15,7 +15,7 @@ from prefect.states import State
 from prefect.utilities.annotations import quote
 
 from deepflow.observe import metrics
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import note, noted_at
 from tests.integration.parity import run_on
 

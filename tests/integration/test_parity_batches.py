@@ -12,7 +12,7 @@ from prefect import task
 
 from deepflow import hints
 from deepflow.observe import metrics
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import names, note, noted_at
 from tests.integration.parity import run_on
 

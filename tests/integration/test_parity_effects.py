@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from distributed import LocalCluster
 from prefect import tags, task
 from prefect.cache_policies import INPUTS
 from prefect.transactions import IsolationLevel, transaction
 
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import names, note, notes
 from tests.integration.parity import run_on
 
@@ -219,6 +218,6 @@ def test_a_tag_limit_of_one_lets_one_run_at_a_time(
     try:
         run_on(cluster, body).result()
     finally:
-        httpx.delete(f"{api.url}/concurrency_limits/tag/{tag}", trust_env=False).raise_for_status()
+        api.delete(f"/concurrency_limits/tag/{tag}")
     assert names(path) == ["enter", "leave"] * 4
     assert len({entry.pid for entry in notes(path)}) == 2, "they never could have overlapped"

@@ -11,7 +11,7 @@ from distributed import LocalCluster
 from prefect import flow, task
 
 from deepflow import hints
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.parity import run_on
 
 PATIENCE_S = 60

@@ -23,7 +23,7 @@ from prefect.settings import (
 )
 
 from deepflow import DeepflowTaskRunner
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import names, note
 from tests.integration.parity import run_on
 

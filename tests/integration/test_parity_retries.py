@@ -9,7 +9,7 @@ import pytest
 from distributed import LocalCluster
 from prefect import task
 
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import await_note, names, note, noted_at
 from tests.integration.parity import run_on
 

@@ -15,7 +15,7 @@ from distributed import LocalCluster
 from prefect import task
 
 from deepflow import hints
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import (
     await_death,
     await_note,

@@ -16,7 +16,7 @@ from prefect.serializers import PickleSerializer
 from deepflow import CONTENT, DeepflowSerializer
 from deepflow.runner.converting import Folder, convert
 from deepflow.runner.storage import DeepflowResultStore
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.notes import names, note
 from tests.integration.parity import run_on
 

@@ -22,7 +22,7 @@ from deepflow.decide.trail import Trail
 from deepflow.errors import ConfigurationError
 from deepflow.observe.history import History
 from deepflow.observe.journal import read_journal
-from tests.integration.conftest import Api
+from tests.integration.api import Api
 from tests.integration.parity import run_on
 
 
