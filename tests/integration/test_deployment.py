@@ -20,6 +20,7 @@ import yaml
 from deepflow.runner.server import RECORDER_SETTINGS, EmbeddedServer
 from deepflow.settings import load_settings
 from tests.integration.api import Api
+from tests.integration.notes import until
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -114,19 +115,20 @@ def test_a_schedule_of_the_deployed_flow_fires_and_the_run_completes(
     log = tmp_path / "worker.log"
     with worker(environment, log) as process:
         run = _run_due_first(environment, process, log)
-    assert run["state_type"] == "COMPLETED", f"{run['state']}\n{_end_of(log)}"
-    assert run["auto_scheduled"] is True
-    assert run["parameters"]["size"] == "tiny"
-    assert run["deployment_id"] == deployed["nightly"]["id"]
-    artifacts = api(
-        environment, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
-    )
-    assert {one["key"] for one in artifacts} == {
-        "deepflow-placement",
-        "flight-delay-errors",
-        "flight-delay-picture",
-        "flight-delay-run",
-    }
+        assert run["state_type"] == "COMPLETED", f"{run['state']}\n{_end_of(log)}"
+        assert run["auto_scheduled"] is True
+        assert run["parameters"]["size"] == "tiny"
+        assert run["deployment_id"] == deployed["nightly"]["id"]
+        of_run = {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}
+        expected = {
+            "deepflow-placement",  # written after the run's final state, when its runner ends
+            "flight-delay-errors",
+            "flight-delay-picture",
+            "flight-delay-run",
+        }
+        until(
+            lambda: {one["key"] for one in api(environment, "artifacts/filter", of_run)} == expected
+        )
 
 
 def _run_due_first(
