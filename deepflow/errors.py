@@ -9,6 +9,9 @@
     ├── JournalError              ValueError       a journal that is foreign, damaged or not there
     ├── FrameError                ValueError       stored or sent bytes that are damaged or foreign
     ├── GeneratorTaskError        TypeError        a generator that would be silently emptied
+    ├── UnresolvedInputError      TypeError        a future where Prefect resolves none
+    ├── UnpicklableResultError    TypeError        a result that cannot leave its worker
+    ├── RemoteTaskError           RuntimeError     stands for an exception that cannot travel
     ├── TaskCancelledError                         cancelled by the user or with its flow run
     ├── IsolatedProcessError      RuntimeError     the process of an ``isolate=True`` task died
     ├── HistoryError              RuntimeError     what was learned from past runs cannot be read
@@ -38,9 +41,12 @@ __all__ = [
     "InfrastructureError",
     "IsolatedProcessError",
     "JournalError",
+    "RemoteTaskError",
     "StoredResultError",
     "TaskCancelledError",
+    "UnpicklableResultError",
     "UnplaceableError",
+    "UnresolvedInputError",
     "ValueLostError",
     "nearest",
 ]
@@ -98,6 +104,25 @@ class FrameError(DeepflowError, ValueError):
 
 class GeneratorTaskError(DeepflowError, TypeError):
     """A generator task was submitted where its items could not be streamed."""
+
+
+class UnresolvedInputError(DeepflowError, TypeError):
+    """An argument holds a future or a state where Prefect does not put its value in its place."""
+
+
+class UnpicklableResultError(DeepflowError, TypeError):
+    """A result cannot be pickled, and was asked for outside the process that made it."""
+
+
+class RemoteTaskError(DeepflowError, RuntimeError):
+    """A task raised an exception that can neither be pickled nor rebuilt from its parts.
+
+    ``original_type`` is the name of its type; the message has its text.
+    """
+
+    def __init__(self, message: str, *, original_type: str = "") -> None:
+        super().__init__(message)
+        self.original_type = original_type
 
 
 class TaskCancelledError(DeepflowError):

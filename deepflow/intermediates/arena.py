@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from deepflow.errors import FrameError
 from deepflow.intermediates.codecs import Buffer
 
@@ -45,6 +47,8 @@ __all__ = [
     "SegmentGone",
     "Sealed",
     "attach",
+    "note_file",
+    "private_copy",
     "read_key",
     "sweep",
 ]
@@ -187,7 +191,7 @@ class Arena:
         for view in draft.views:
             view.release()
         draft.views.clear()
-        mapping = _map_private(segment.fd, segment.size_bytes)
+        mapping = _map_noted(segment.fd, segment.size_bytes)
         weakref.finalize(mapping, self._freed.append, segment).atexit = False
         descriptor = Descriptor(self.owner, segment.number, segment.generation, tuple(draft.spans))
         return Sealed(mapping, descriptor)
@@ -283,7 +287,7 @@ def attach(folder: Path, descriptor: Descriptor) -> list[memoryview]:
     try:
         # Held by the mapping's own descriptor from here on, until the mapping is gone.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        mapping = _map_private(fd, os.fstat(fd).st_size)
+        mapping = _map_noted(fd, os.fstat(fd).st_size)
         magic, generation, size_bytes = _HEADER.unpack_from(mapping)
     except (OSError, ValueError, struct.error) as exc:
         raise SegmentGone(gone) from exc
@@ -294,6 +298,53 @@ def attach(folder: Path, descriptor: Descriptor) -> list[memoryview]:
     if magic != _MAGIC or generation != descriptor.generation or not fits:
         raise SegmentGone(gone)
     return _cut(mapping, descriptor.spans)
+
+
+_files: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+"""The file of each mapping that may be mapped again."""
+
+
+def note_file(mapping: mmap.mmap, fd: int) -> None:
+    """Let `private_copy` map the file of `mapping` again; `fd` stays the caller's."""
+    kept = os.dup(fd)
+    _files[mapping] = kept
+    weakref.finalize(mapping, os.close, kept).atexit = False
+
+
+def private_copy(views: Sequence[memoryview]) -> list[memoryview] | None:
+    """Views with the same contents on private mappings of their own: writable, nothing is copied.
+
+    None where one of them does not lie in a file that was noted. What readers of the original have
+    written to their own pages is not in the copy. `OSError` where the file cannot be mapped.
+    """
+    mappings: dict[int, memoryview] = {}
+    copies = []
+    for view in views:
+        mapping = view.obj
+        fd = _files.get(mapping) if isinstance(mapping, mmap.mmap) else None
+        if fd is None:
+            return None
+        assert isinstance(mapping, mmap.mmap)
+        whole = mappings.get(fd)
+        if whole is None:
+            whole = mappings[fd] = memoryview(_map_again(fd, len(mapping)))
+        start = _address(view) - _address(mapping)
+        copies.append(whole[start : start + view.nbytes])
+    return copies
+
+
+def _map_again(fd: int, size_bytes: int) -> mmap.mmap:
+    # Opened anew, so that the owner sees this reader's lock and does not fill the segment again.
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(again, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return _map_private(again, size_bytes)
+    finally:
+        os.close(again)
+
+
+def _address(buffer: Buffer | mmap.mmap) -> int:
+    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
 
 
 def read_key(folder: Path, name: str) -> bytes | None:
@@ -372,6 +423,12 @@ def _round_up(n_bytes: int) -> int:
 def _free_bytes(folder: Path) -> int:
     found = os.statvfs(folder)
     return int(found.f_frsize * (found.f_bavail - _RESERVE_SHARE * found.f_blocks))
+
+
+def _map_noted(fd: int, size_bytes: int) -> mmap.mmap:
+    mapping = _map_private(fd, size_bytes)
+    note_file(mapping, fd)
+    return mapping
 
 
 def _map_private(fd: int, size_bytes: int) -> mmap.mmap:

@@ -161,6 +161,10 @@ class _ValuePickler(EnvelopePickler):
             reduced = _reduce_objects(obj) if obj.dtype.kind == "O" else _reduce_dates(obj)
             if reduced is not None:
                 return reduced
+        elif room == "deepflow" and kind.__name__ == "Parcel":
+            for buffer, dtype in zip(obj.buffers, obj.dtypes, strict=True):
+                if dtype and buffer.nbytes:
+                    self._dtypes[_address(buffer)] = dtype
         elif room == "pyarrow" and kind.__name__.endswith("Array") and hasattr(obj, "buffers"):
             self._note_arrow(obj)
         elif room == "pyarrow" and kind.__name__ in ("ChunkedArray", "Table", "RecordBatch"):
@@ -179,7 +183,7 @@ class _ValuePickler(EnvelopePickler):
     def dtype_of(self, view: memoryview) -> str | None:
         """The element type of a buffer: as it says itself, or as noted on the way."""
         if view.nbytes and self._dtypes:
-            noted = self._dtypes.get(np.frombuffer(view.cast("B"), np.uint8).ctypes.data)
+            noted = self._dtypes.get(_address(view.cast("B")))
             if noted:
                 return noted
         try:
@@ -187,6 +191,10 @@ class _ValuePickler(EnvelopePickler):
         except (TypeError, ValueError):
             return None
         return dtype.str if dtype.itemsize == view.itemsize > 1 and dtype.kind != "V" else None
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
 
 
 _ARROW_DTYPES: Final = {

@@ -8,7 +8,6 @@ submitted; nothing here opens a connection. What belongs to a driver is forgotte
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from collections import OrderedDict, deque
@@ -19,6 +18,7 @@ from uuid import UUID
 from distributed.utils import sync
 
 from deepflow.errors import ContextMissingError
+from deepflow.intermediates.loading import HOME, loads
 from deepflow.observe import metrics
 from deepflow.runner.context import RunScope
 from deepflow.runner.events import state_event
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from distributed import Worker
     from prefect.client.schemas import TaskRun
     from prefect.client.schemas.objects import State
-    from prefect.tasks import Task
 
     from deepflow.runner.engine import Seat
 
@@ -45,9 +44,9 @@ _TICK_S = 0.05
 _EVENTS_EVERY_S = 0.25
 _FETCH_TIMEOUT_S = 5.0
 # Of pickles; in memory a context weighs about fifty times as much. These bound what is left of
-# drivers that died, and of tasks, which are of use to the next flow run as well.
+# drivers that died, and of tasks' code, which is of use to the next flow run as well.
 _CONTEXTS_BYTES = 512 * 1024
-_TASKS_BYTES = 16 * 1024 * 1024
+_CODES_BYTES = 16 * 1024 * 1024
 _MAX_DEPARTED = 1_000
 
 
@@ -100,7 +99,7 @@ class Agent:
         self._lock = threading.Lock()
         self._fetch_lock = threading.Lock()
         self._contexts: LruCache[RunScope] = LruCache(_CONTEXTS_BYTES)
-        self._tasks: LruCache[Task[Any, Any]] = LruCache(_TASKS_BYTES)
+        self._codes: LruCache[bytes] = LruCache(_CODES_BYTES)
         self._drivers: dict[str, _Driver] = {}
         """By the topic of its events."""
         self._departed: OrderedDict[str, None] = OrderedDict()
@@ -119,22 +118,22 @@ class Agent:
                 scope = self._contexts.get(ref.digest)
                 if scope is None:
                     blob = self._fetch(ref)
-                    scope = RunScope(pickle.loads(blob))
+                    scope = RunScope(loads(blob, HOME))
                     self._contexts.put(ref.digest, scope, len(blob))
         return scope
 
-    def task(self, ref: BlobRef) -> Task[Any, Any]:
-        """The Prefect task under `ref`, fetched on first use."""
-        task = self._tasks.get(ref.digest)
-        if task is None:
+    def code(self, on_the_way: bytes | BlobRef) -> bytes:
+        """The pickled Prefect task, fetched on first use. It is unpickled anew for each run."""
+        if isinstance(on_the_way, bytes):
+            return on_the_way
+        blob = self._codes.get(on_the_way.digest)
+        if blob is None:
             with self._fetch_lock:
-                task = self._tasks.get(ref.digest)
-                if task is None:
-                    blob = self._fetch(ref)
-                    task = pickle.loads(blob)
-                    self._tasks.put(ref.digest, task, len(blob))
-        assert task is not None
-        return task
+                blob = self._codes.get(on_the_way.digest)
+                if blob is None:
+                    blob = self._fetch(on_the_way)
+                    self._codes.put(on_the_way.digest, blob, len(blob))
+        return blob
 
     def _fetch(self, ref: BlobRef) -> bytes:
         try:

@@ -7,13 +7,13 @@ collected for the UI's graph, and hints and Dask annotations become what the clu
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dask.base import get_annotations
 from prefect._internal.uuid7 import uuid7
-from prefect.client.schemas.objects import RunInput, State
+from prefect.client.schemas.objects import RunInput
 from prefect.context import AssetContext, FlowRunContext, TagsContext, TaskRunContext
 from prefect.exceptions import MappingLengthMismatch, MappingMissingIterable
 from prefect.futures import PrefectFuture
@@ -31,9 +31,9 @@ from deepflow.decide.offers import impossible, soft_gpu
 from deepflow.errors import UnplaceableError
 from deepflow.hints import current_hints
 from deepflow.runner.future import DeepflowFuture
-from deepflow.runner.items import Item, SharedArgument, Template
+from deepflow.runner.items import Item, Template
+from deepflow.runner.references import References
 from deepflow.runner.session import Session
-from deepflow.runner.shared import large_size
 from deepflow.runner.slots import slot_left
 from deepflow.runner.wire import dumps, dumps_plain, is_plain
 
@@ -55,11 +55,13 @@ class Call:
         tags = TagsContext.get().current_tags
         workers, near = self._near()
         annotations, resources, soft_gpu, priority = self._placement()
+        self.code, captured = session.code(task)
         self.template = Template(
             name=task.name,
             salt=session.salt[:8],
             prefect_task=task,
-            task=session.task(task),
+            learned_as=task.task_key,
+            code_references=captured,
             context=context,
             tags=tuple(sorted(tags)),
             hints=self.hints,
@@ -70,7 +72,7 @@ class Call:
             allow_other_workers=bool(workers) and not self.hints.strict,
             priority=priority,
             may_batch=is_map and self.hints.batch is not False and not self.hints.isolate,
-            ship_again=lambda: session.ship_again(task, context),
+            ship_again=lambda code: session.ship_again(code, context),
         )
 
     def _note(self, flow_run: FlowRunContext | None, soft_gpu: float, near: list[str]) -> TaskNote:
@@ -152,26 +154,27 @@ class Call:
     def future(
         self,
         parameters: dict[str, Any],
-        wait_for: Iterable[PrefectFuture[Any]] | None,
+        wait_for: Any,
         dependencies: dict[str, set[RunInput]] | None,
     ) -> DeepflowFuture[Any]:
         """An item for one run, and its future."""
         references = References(self.session)
-        waits = list(wait_for) if wait_for else None
-        if waits is None and all(is_plain(v) for v in parameters.values()):
-            call = dumps_plain((parameters, None))
+        inputs = self._inputs(parameters, wait_for, dependencies, references)
+        if not references and all(is_plain(v) for v in parameters.values()):
+            call = dumps_plain(parameters)
         else:
-            call = dumps((parameters, waits), references.find)
+            call = dumps(parameters, references.find)
         run_id = uuid7()
-        inputs = self._inputs(parameters, waits, dependencies, references)
         number = self.session.next_number(self.task.task_key)
         item = Item(
             run_id=run_id,
             template=self.template,
             name=f"{self.task.name}-{number}",
             dynamic_key=f"{number}-{self.session.salt[:12]}",
+            code=self.code,
             call=call,
             references=tuple(references.found),
+            waits=tuple(references.waits),
             inputs=pickle.dumps(inputs) if inputs else None,
             assets=self._assets(run_id, inputs),
         )
@@ -180,17 +183,20 @@ class Call:
     def _inputs(
         self,
         parameters: dict[str, Any],
-        wait_for: list[Any] | None,
+        wait_for: Any,
         dependencies: dict[str, set[RunInput]] | None,
         references: References,
     ) -> dict[str, set[Any]]:
-        """The upstream runs of each parameter, as the UI's graph shows them."""
+        """The upstream runs of each parameter, as the UI's graph shows them.
+
+        On the way, `references` learns where futures stand that Prefect resolves.
+        """
         flow_run = FlowRunContext.get()
         links = bool(flow_run and flow_run.run_results)
         inputs: dict[str, set[Any]] = {}
         for name, value in parameters.items():
             if links or not is_plain(value):
-                inputs[name] = collect_task_run_inputs_sync(value)
+                inputs[name] = references.visit(value)
             else:
                 inputs[name] = set()
         parent = TaskRunContext.get()
@@ -198,8 +204,8 @@ class Call:
             parents = _infer_parent_task_runs(flow_run, parent, parameters)
             if parents:
                 inputs["__parents__"] = set(parents)
-        if wait_for:
-            inputs["wait_for"] = collect_task_run_inputs_sync(wait_for)
+        if wait_for is not None:
+            inputs["wait_for"] = references.wait_for(wait_for)
         for name, extra in (dependencies or {}).items():
             inputs[name] = inputs.get(name, set()) | extra
         return inputs
@@ -261,11 +267,10 @@ class Call:
             if name not in iterables:
                 static.setdefault(name, default)
         names = set(iterables) | set(static)
-        waits = list(wait_for) if wait_for else None
         plain = (
             not annotated and set(collapse_variadic_parameters(fn, dict.fromkeys(names))) == names
         )
-        if plain and waits is None:
+        if plain and wait_for is None:
             return self._mapped_apart(iterables, static, links)
         futures = []
         for index in range(next(iter(lengths.values()))):
@@ -273,7 +278,7 @@ class Call:
             for name, annotation in annotated.items():
                 call[name] = annotation.rewrap(call[name])
             call = collapse_variadic_parameters(fn, call)
-            futures.append(self.future(call, waits, links))
+            futures.append(self.future(call, wait_for, links))
         return futures
 
     def _mapped_apart(
@@ -282,9 +287,9 @@ class Call:
         """A map's runs, with what they have in common pickled once."""
         if static:
             references = References(self.session)
+            static_inputs = self._inputs(static, None, None, references)
             self.template.static = dumps(static, references.find)
             self.template.static_references = tuple(references.found)
-            static_inputs = self._inputs(static, None, None, references)
             links = {
                 k: links.get(k, set()) | static_inputs.get(k, set()) for k in (*links, *static)
             }
@@ -293,48 +298,3 @@ class Call:
             self.future(dict(zip(names, values, strict=True)), None, links)
             for values in zip(*iterables.values(), strict=True)
         ]
-
-
-class References:
-    """Numbers the futures and large arguments that a pickle meets."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._numbers: dict[int, int] = {}
-        self._alive: list[Any] = []
-        self.found: list[Item | SharedArgument | bytes] = []
-
-    def find(self, value: Any) -> int | None:
-        """The reference's number for what is not to be pickled; None for all else."""
-        if isinstance(value, PrefectFuture):
-            return self._number(value, self._of_future)
-        n_bytes = large_size(value, self._session.settings.share_argument_bytes)
-        if n_bytes:
-            return self._number(
-                value, lambda v: self._session.shared.of(v, n_bytes, self._session.client)
-            )
-        return None
-
-    def _number(self, value: Any, make: Callable[[Any], Item | SharedArgument | bytes]) -> int:
-        number = self._numbers.get(id(value))
-        if number is None:
-            self.found.append(make(value))
-            number = self._numbers[id(value)] = len(self.found) - 1
-            self._alive.append(value)
-        return number
-
-    def _of_future(self, future: PrefectFuture[Any]) -> Item | bytes:
-        if isinstance(future, DeepflowFuture) and future._dispatcher is self._session.dispatcher:
-            return future._item
-        # Another runner's future: its value has to come through here.
-        future.wait()
-        state: State[Any] = future.state
-        return pickle_state(state)
-
-
-def pickle_state(state: State[Any]) -> bytes:
-    """A state with its value, for a call that needs it as an input."""
-    import cloudpickle
-
-    blob: bytes = cloudpickle.dumps(state, protocol=5)
-    return blob

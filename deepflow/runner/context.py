@@ -30,10 +30,17 @@ from prefect.context import (
 from prefect.context import _deployment_id as deployment_id_var
 from prefect.context import _deployment_parameters as deployment_parameters_var
 from prefect.logging.configuration import setup_logging
+from prefect.results import default_cache
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_EXTRA_LOGGERS, Settings
+
+from deepflow.intermediates.loading import Scope
+from deepflow.intermediates.parcel import Parcel
+from deepflow.observe import metrics
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
+
+_PLAIN = (int, float, str, bool, bytes, type(None))
 
 
 class CapturedContext(NamedTuple):
@@ -105,6 +112,17 @@ class _Clients(threading.local):
 _clients = _Clients()
 
 
+def _apart(parameters: dict[str, Any] | None) -> Parcel | None:
+    """The flow's parameters as each run is to have them; None where sharing them cannot be seen."""
+    if not parameters or all(type(value) in _PLAIN for value in parameters.values()):
+        return None
+    try:
+        return Parcel.of(parameters)
+    except Exception:  # noqa: BLE001 - pickling runs the user's code
+        metrics.inc("deepflow_fallbacks_total", kind="flow_parameters_shared")
+        return None
+
+
 class RunScope:
     """A captured context, rebuilt in a worker process and entered around each run."""
 
@@ -121,6 +139,7 @@ class RunScope:
         self._lock = threading.Lock()
         self._flow_run: FlowRunContext | None = None
         self._parent: TaskRunContext | None = None
+        self._parameters: Parcel | None = None
         self._is_logging_ready = False
         self._task_runner: TaskRunner[Any] | None = None
 
@@ -169,15 +188,19 @@ class RunScope:
                 **self.captured.flow_run, client=client, task_runner=runner, detached=True
             )
             self._flow_run.result_store = DeepflowResultStore.of(self._flow_run.result_store)
+            self._parameters = _apart(self._flow_run.parameters)
         if self.captured.parent_task_run is not None and self._parent is None:
             self._parent = TaskRunContext(**self.captured.parent_task_run, client=client)
             self._parent.result_store = DeepflowResultStore.of(self._parent.result_store)
 
     @contextmanager
     def entered(
-        self, tags: tuple[str, ...], assets: dict[str, Any] | None
+        self, tags: tuple[str, ...], assets: dict[str, Any] | None, classes: Scope
     ) -> Generator[None, None, None]:
-        """Set the context variables of the captured context for one run."""
+        """Set the context variables of the captured context for one run.
+
+        `classes`: those that the run's values are made of.
+        """
         undo: list[tuple[ContextVar[Any], Token[Any]]] = []
 
         def put(variable: ContextVar[Any], value: Any) -> None:
@@ -195,18 +218,26 @@ class RunScope:
                 with self._lock:
                     self._build(client.client)
             if self._flow_run is not None:
-                # What one run links to its results must not be seen by, or kept for, the next.
-                fresh = self._flow_run.model_copy(
-                    update={
-                        "client": client.client,
-                        "run_results": {},
-                        "task_run_assets": {},
-                        "task_run_dynamic_keys": {},
-                    }
-                )
-                put(FlowRunContext.__var__, fresh)
+                # What one run links to its results, reads from storage or does to the flow's
+                # parameters must not be seen by, or kept for, the next.
+                store = self._flow_run.result_store
+                update: dict[str, Any] = {
+                    "client": client.client,
+                    "run_results": {},
+                    "task_run_assets": {},
+                    "task_run_dynamic_keys": {},
+                    "result_store": store.model_copy(update={"cache": default_cache()}),
+                }
+                if self._parameters is not None:
+                    update["parameters"] = self._parameters.open(classes)
+                put(FlowRunContext.__var__, self._flow_run.model_copy(update=update))
             if self._parent is not None:
-                put(TaskRunContext.__var__, self._parent)
+                store = self._parent.result_store
+                fresh = store.model_copy(update={"cache": default_cache()})
+                put(
+                    TaskRunContext.__var__,
+                    self._parent.model_copy(update={"result_store": fresh}),
+                )
             put(TagsContext.__var__, TagsContext(current_tags=set(tags)))
             if assets:
                 put(AssetContext.__var__, AssetContext(**assets))

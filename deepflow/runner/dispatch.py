@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import logging
 
     from distributed import Client
+    from prefect.client.schemas.objects import State
 
     from deepflow.settings import Settings
 
@@ -75,6 +76,7 @@ class Dispatcher:
             client, settings, self._board, self._reactor, self._sender, is_adaptive=is_adaptive
         )
         settling = Settling(self._board, self._gate, self._reactor, self._put_event)
+        self._settling = settling
         losses = Losses(client, settings, self._board, self._gate, settling)
         self._reports = Reports(
             client,
@@ -109,6 +111,11 @@ class Dispatcher:
         """The flow run whose tasks these are; part of every Dask key."""
         self._board.flow_run_id = flow_run_id
 
+    @property
+    def flow_run_id(self) -> UUID | None:
+        """The flow run whose tasks these are."""
+        return self._board.flow_run_id
+
     def submit_item(self, item: Item) -> None:
         """Take over one item: send it now if its inputs allow, else as soon as they do."""
         with self._board.turn():
@@ -142,6 +149,14 @@ class Dispatcher:
     def on_message(self, event: Any) -> None:
         """A report from a worker (called on Dask's event loop; returns at once)."""
         self._reports.on_message(event)
+
+    def overrule(self, item: Item, state: State[Any], record: bytes) -> None:
+        """Give a run that is done another end: its value turned out not to be had.
+
+        `record`: its pickled task run as its worker had it; empty where that is not known.
+        """
+        with self._board.turn():
+            self._settling.overrule(item, state, record)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Whether everything was done within `timeout_s` seconds."""

@@ -134,6 +134,7 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
         *,
         seat: Seat,
         emit: Emit,
+        upstream_error: Exception | None = None,
         durable: DurableRecord | None = None,
         isolate: bool = False,
         resuming: bool = False,
@@ -142,6 +143,7 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
         super().__init__(**kwargs)
         self.seat = seat
         self._emit = emit
+        self._upstream_error = upstream_error
         self._durable = durable
         self._isolate = isolate
         self._resuming = resuming
@@ -155,6 +157,12 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
         if self.state.name != "AwaitingRetry" or due is None:
             return None
         return float(due.timestamp())
+
+    def _resolve_parameters(self) -> None:
+        """Prefect's, but an upstream that did not end well was met before the engine was made."""
+        if self._upstream_error is not None:
+            raise self._upstream_error
+        super()._resolve_parameters()  # type: ignore[no-untyped-call]  # Prefect's is not annotated
 
     def log_finished_message(self) -> None:
         if self.task_run is not None and self.retry_at() is None:
@@ -299,7 +307,7 @@ class AsyncEngine(_Edges, AsyncTaskRunEngine[Any, Any]):
     async def begin_run(self) -> None:
         if self._resuming:
             # Prefect's two are not annotated.
-            self._resolve_parameters()  # type: ignore[no-untyped-call]
+            self._resolve_parameters()
             self._set_custom_task_run_name()  # type: ignore[no-untyped-call]
             await self.wait_until_ready()
         else:

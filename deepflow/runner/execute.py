@@ -11,11 +11,11 @@ import pickle
 import threading
 import time
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask.sizeof import sizeof
 from distributed import get_worker
-from distributed.protocol.pickle import dumps as pickle_result
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
 from prefect._internal.result_records import ResultRecord
 from prefect._internal.states import exception_to_failed_state_sync
@@ -23,34 +23,49 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
 from prefect.context import AsyncClientContext
+from prefect.exceptions import UpstreamTaskError
 from prefect.results import should_persist_result
 from prefect.states import Cancelled, Completed
+from prefect.utilities.annotations import allow_failure
+from prefect.utilities.engine import resolve_to_final_result
 
 from deepflow.backend.tiers import tiers_of
 from deepflow.backend.transfer.install import transfer_of
+from deepflow.errors import UnpicklableResultError
+from deepflow.intermediates.loading import Scope, loads
+from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.observe import metrics
 from deepflow.runner.agent import Agent, RunningJob, agent_of
 from deepflow.runner.durable import DurableRecord, Restored, result_store_of
 from deepflow.runner.engine import AsyncEngine, Seat, SyncEngine, advance
+from deepflow.runner.packing import let_travel, packed
 from deepflow.runner.runs import new_task_run
 from deepflow.runner.slots import Slot, current_slot
 from deepflow.runner.wire import (
+    Awaited,
+    Ended,
     Entry,
+    Foreign,
     Inline,
     ItemSpec,
     Job,
     OutcomeReport,
     Outcomes,
     Remote,
+    Shared,
     Source,
-    loads,
+    Wait,
 )
 
 if TYPE_CHECKING:
     from prefect.tasks import Task
 
+    from deepflow.runner.context import RunScope
+
 NOT_BEGUN_MESSAGE = "Cancelled before it began."
 _ADMITTED_FROM_BYTES = 1 << 18
+_ENVELOPE_BYTES = 2048
+"""A state without its value, pickled, is smaller than this."""
 READ_BACK_MESSAGE = "Read back from result storage; it was not run again."
 
 _OUTCOMES = {
@@ -76,10 +91,9 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     running = RunningJob(job)
     outcomes = Outcomes()
     scope = agent.context(job.context)
-    task = agent.task(job.task)
-    static: dict[str, Any] = {}
-    if job.static is not None:
-        static = loads(job.static, [_value(s, dependencies) for s in job.static_sources])
+    load = partial(_load_task, agent.code(job.code), job, dependencies)
+    classes = _classes()
+    task: Task[Any, Any] | None = load(classes)
     agent.begin(running)
     current_slot.set(Slot())
     try:
@@ -89,7 +103,16 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
                 seat.cancel()
             if job.options.announce:
                 agent.announce(job, spec.run_id)
-            entry = _Run(agent, job, task, spec, seat).execute(scope, static, dependencies)
+            if task is None:
+                # Globals, closures and defaults are each run's own.
+                classes = _classes()
+                task = load(classes)
+            try:
+                run = _Run(agent, job, task, spec, seat, classes)
+                entry = run.execute(scope, dependencies)
+            finally:
+                task = None
+                classes.release()
             running.seat = None
             outcomes.entries.append(entry)
             report = _report(entry, job)
@@ -98,6 +121,20 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     finally:
         agent.end(running)
     return _settled(outcomes)
+
+
+def _classes() -> Scope:
+    """Which classes a run's values are made of: at home where the flow is in this process."""
+    return Scope(is_home=get_worker().address.startswith("inproc"))
+
+
+def _load_task(
+    code: bytes, job: Job, dependencies: tuple[Any, ...], classes: Scope
+) -> Task[Any, Any]:
+    task: Task[Any, Any] = loads(
+        code, classes, find=_Values(job.code_sources, dependencies, classes).find
+    )
+    return task
 
 
 def _settled(outcomes: Outcomes) -> Outcomes:
@@ -117,53 +154,102 @@ def _settled(outcomes: Outcomes) -> Outcomes:
     return settled
 
 
-def _value(source: Source, dependencies: tuple[Any, ...]) -> Any:
-    """What a reference in a call stands for: an upstream's state, or a shared argument."""
-    if isinstance(source, Inline):
-        return pickle.loads(source.blob)
-    if isinstance(source, Remote):
-        outcomes = dependencies[source.dep]
-        entry = outcomes.find(source.run_id)
-        if entry is None or entry.kind != "done":
-            raise _NotReady
-        return entry.state
-    return _read_only(dependencies[source.dep])
+class _Values:
+    """What the references in a pickle stand for, each made once: what was one object stays one.
+
+    Every run gets values of its own. What cannot be copied is shared, which is counted.
+    """
+
+    def __init__(
+        self, sources: tuple[Source, ...], dependencies: tuple[Any, ...], classes: Scope
+    ) -> None:
+        self._sources, self._dependencies, self._classes = sources, dependencies, classes
+        self._made: dict[int, Any] = {}
+
+    def find(self, pid: tuple[int, bool]) -> Any:
+        """The value of a reference.
+
+        Raises:
+            _NotReady: the upstream run has no final state yet.
+            UpstreamTaskError: it did not end well.
+        """
+        number, may_fail = pid
+        if number not in self._made:
+            self._made[number] = self._value(self._sources[number], may_fail)
+        return self._made[number]
+
+    def _value(self, source: Source, may_fail: bool) -> Any:
+        if isinstance(source, Shared):
+            parcel: Parcel = self._dependencies[source.dep]
+            return parcel.open(self._classes)
+        if isinstance(source, Foreign):
+            return self._apart(self._dependencies[source.dep])
+        state = self._state(source)
+        return resolve_to_final_result(
+            state, {"annotation": allow_failure(state)} if may_fail else {}
+        )
+
+    def _state(self, source: Inline | Remote) -> State[Any]:
+        if isinstance(source, Inline):
+            state: State[Any] = Parcel.from_bytes(source.blob).open(self._classes)
+            return state
+        content = _entry(source, self._dependencies).content
+        if isinstance(content, Stuck):
+            if not content.is_here:
+                raise UnpicklableResultError(content.why)
+            metrics.inc("deepflow_fallbacks_total", kind="input_shared")
+            state = content.value[0]
+        else:
+            assert isinstance(content, Parcel)
+            state = content.open(self._classes)
+        return state
+
+    def _apart(self, value: Any) -> Any:
+        try:
+            return Parcel.of(value).open(self._classes)
+        except Exception:  # noqa: BLE001 - pickling runs the user's code
+            metrics.inc("deepflow_fallbacks_total", kind="input_shared")
+            return value
 
 
-def _read_only(value: Any) -> Any:
-    """A shared array as a read-only view: writing to it would change it for every other run."""
-    import numpy as np
+def _entry(source: Remote | Awaited, dependencies: tuple[Any, ...]) -> Entry:
+    entry: Entry | None = dependencies[source.dep].find(source.run_id)
+    if entry is None or entry.kind != "done":
+        raise _NotReady
+    return entry
 
-    if isinstance(value, np.ndarray):
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    return value
+
+def _check_waits(waits: tuple[Wait, ...], dependencies: tuple[Any, ...]) -> None:
+    """Raises:
+    _NotReady: a run that is waited for has no final state yet.
+    UpstreamTaskError: it did not end well.
+    """
+    for wait in waits:
+        state_type = (
+            wait.state_type if isinstance(wait, Ended) else _entry(wait, dependencies).state_type
+        )
+        may_go = state_type == "COMPLETED" or (
+            wait.may_fail and state_type in ("FAILED", "PENDING")
+        )
+        if not may_go:
+            raise UpstreamTaskError(
+                f"Upstream task run '{wait.run_id}' did not reach a 'COMPLETED' state."
+            )
 
 
 def _report(entry: Entry, job: Job) -> OutcomeReport:
     """What the driver is told at once: the state itself where it is small."""
-    state_type, blob = "", None
-    if entry.kind == "retry":
-        blob = pickle.dumps(entry.state, protocol=5)
-    elif entry.kind == "done":
-        state: State[Any] = entry.state
-        state_type = state.type.value
-        value = state.data.result if isinstance(state.data, ResultRecord) else state.data
-        limit = job.options.inline_bytes
-        if value is None or sizeof(value) <= limit:
-            try:
-                blob = pickle_result(state)
-            except Exception:  # noqa: BLE001 - pickling runs the user's code
-                # It cannot leave this process; whoever asks for the value is told why.
-                metrics.inc("deepflow_fallbacks_total", kind="unpicklable_result")
-            if blob is not None and len(blob) > limit + 8192:
-                blob = None
-        if blob is not None:
-            metrics.inc("deepflow_result_moved_bytes_total", len(blob), path="inline")
-        metrics.inc("deepflow_tasks_total", outcome=_outcome(state))
-        metrics.observe("deepflow_task_run_seconds", entry.run_s)
-    return OutcomeReport(entry.run_id, entry.kind, blob, state_type, entry.run_s)
+    content = entry.content
+    blob: bytes | None = None
+    if isinstance(content, bytes):
+        blob = content
+    elif (
+        isinstance(content, Parcel)
+        and content.n_bytes <= job.options.inline_bytes + _ENVELOPE_BYTES
+    ):
+        blob = content.to_bytes()
+        metrics.inc("deepflow_result_moved_bytes_total", len(blob), path="inline")
+    return OutcomeReport(entry.run_id, entry.kind, blob, entry.state_type, entry.run_s)
 
 
 def _outcome(state: State[Any]) -> str:
@@ -178,48 +264,60 @@ class _Run:
     """One task run on its way through the engine."""
 
     def __init__(
-        self, agent: Agent, job: Job, task: Task[Any, Any], spec: ItemSpec, seat: Seat
+        self,
+        agent: Agent,
+        job: Job,
+        task: Task[Any, Any],
+        spec: ItemSpec,
+        seat: Seat,
+        classes: Scope,
     ) -> None:
         self.agent, self.job, self.task, self.spec, self.seat = agent, job, task, spec, seat
-        self._is_persisted = False
+        self.classes = classes
+        self._started_s = time.perf_counter()
 
-    def execute(self, scope: Any, static: dict[str, Any], dependencies: tuple[Any, ...]) -> Entry:
+    def execute(self, scope: RunScope, dependencies: tuple[Any, ...]) -> Entry:
         """Run to a final state, to a delayed retry, or to an input that is not ready."""
-        started_s = time.perf_counter()
         spec = self.spec
         assets = pickle.loads(spec.assets) if spec.assets else None
-        try:
-            values = [_value(source, dependencies) for source in spec.sources]
-        except _NotReady:
-            return Entry(spec.run_id, "deferred")
-        with scope.entered(self.job.tags, assets):
-            task_run, retries, resuming = self._record(scope.flow_run_id)
+        with scope.entered(self.job.tags, assets, self.classes):
             if self.seat.cancelled:
-                state: State[Any] = Cancelled(message=NOT_BEGUN_MESSAGE)
-                self._settle(task_run, state)
-                return Entry(spec.run_id, "done", state)
+                task_run, _, _ = self._record(scope.flow_run_id)
+                self._settle(task_run, Cancelled(message=NOT_BEGUN_MESSAGE))
+                return self._done(task_run)
+            parameters: dict[str, Any] = {}
+            trouble: Exception | None = None
+            try:
+                parameters = self._parameters(dependencies)
+            except _NotReady:
+                return Entry(spec.run_id, "deferred")
+            except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
+                trouble = exc
+            task_run, retries, resuming = self._record(scope.flow_run_id)
             durable: DurableRecord | None = None
             try:
                 durable = self._durable(scope.flow_run_id)
                 # Before anything is said of the run: what comes after its end would hide that.
                 if durable is not None and (restored := durable.read()) is not None:
-                    return Entry(spec.run_id, "done", self._restore(restored, task_run))
+                    self._restore(restored, task_run)
+                    return self._done(task_run)
                 if not resuming:
                     self._emit(task_run, None, task_run.state)
-                parameters, wait_for = loads(spec.call, values)
+                if trouble is not None and not isinstance(trouble, UpstreamTaskError):
+                    raise trouble
             except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
-                state = exception_to_failed_state_sync(exc, message="The run could not be started:")
-                self._settle(task_run, state)
-                return Entry(spec.run_id, "done", state)
+                self._could_not_start(task_run, exc)
+                return self._done(task_run)
             engine_type = AsyncEngine if self.task.isasync else SyncEngine
             engine = engine_type(
                 task=self.task,
-                parameters={**static, **parameters},
-                wait_for=wait_for,
+                parameters=parameters,
+                wait_for=None,
                 task_run=task_run,
                 retries=retries,
                 seat=self.seat,
                 emit=self._emit,
+                upstream_error=trouble,
                 durable=durable,
                 isolate=self.job.options.isolate,
                 resuming=resuming,
@@ -234,19 +332,44 @@ class _Run:
                 # and raises on only so that a process may end; a worker must not.
                 assert task_run.state is not None
                 if not _is_settled(task_run.state):
-                    failed = (
-                        Cancelled(message=NOT_BEGUN_MESSAGE)
-                        if self.seat.cancelled
-                        else exception_to_failed_state_sync(
-                            exc, message="The run could not be started:"
-                        )
-                    )
-                    self._settle(task_run, failed)
-            run_s = time.perf_counter() - started_s
+                    if self.seat.cancelled:
+                        self._settle(task_run, Cancelled(message=NOT_BEGUN_MESSAGE))
+                    else:
+                        self._could_not_start(task_run, exc)
             retry_at = engine.retry_at()
             if retry_at is not None:
-                return Entry(spec.run_id, "retry", (task_run, engine.retries, retry_at), run_s)
-            return Entry(spec.run_id, "done", task_run.state, run_s)
+                record = pickle.dumps((task_run, engine.retries, retry_at), protocol=5)
+                return Entry(spec.run_id, "retry", record, run_s=self._run_s())
+            return self._done(task_run)
+
+    def _parameters(self, dependencies: tuple[Any, ...]) -> dict[str, Any]:
+        """The run's own arguments, with the values of what they refer to."""
+        job, spec = self.job, self.spec
+        _check_waits(spec.waits, dependencies)
+        static: dict[str, Any] = {}
+        if job.static is not None:
+            values = _Values(job.static_sources, dependencies, self.classes)
+            static = loads(job.static, self.classes, find=values.find)
+        values = _Values(spec.sources, dependencies, self.classes)
+        own: dict[str, Any] = loads(spec.call, self.classes, find=values.find)
+        return {**static, **own}
+
+    def _done(self, task_run: TaskRun) -> Entry:
+        """The run's final state, packed so that it can leave the run."""
+        state = task_run.state
+        assert state is not None
+        metrics.inc("deepflow_tasks_total", outcome=_outcome(state))
+        run_s = self._run_s()
+        metrics.observe("deepflow_task_run_seconds", run_s)
+        content = packed(state, task_run, self.task.name)
+        return Entry(self.spec.run_id, "done", content, state.type.value, run_s)
+
+    def _run_s(self) -> float:
+        return time.perf_counter() - self._started_s
+
+    def _could_not_start(self, task_run: TaskRun, exc: BaseException) -> None:
+        state = exception_to_failed_state_sync(exc, message="The run could not be started:")
+        self._settle(task_run, state)
 
     def _record(self, flow_run_id: Any) -> tuple[TaskRun, int, bool]:
         if self.spec.resume is not None:
@@ -278,7 +401,7 @@ class _Run:
             return DurableRecord(task, flow_run_id, self.spec.run_id)
         return None
 
-    def _restore(self, restored: Restored, task_run: TaskRun) -> State[Any]:
+    def _restore(self, restored: Restored, task_run: TaskRun) -> None:
         metrics.inc("deepflow_durable_reads_total")
         data = result_store_of(self.task).create_result_record(restored.value)
         state: State[Any] = Completed(data=data, message=READ_BACK_MESSAGE)
@@ -292,7 +415,6 @@ class _Run:
         if task_run.start_time is not None:
             task_run.total_run_time = restored.finished_at - task_run.start_time
         self._emit(task_run, before, state)
-        return state
 
     def _settle(self, task_run: TaskRun, state: State[Any]) -> None:
         before = advance(task_run, state)
@@ -304,6 +426,8 @@ class _Run:
         assert state is not None
         if self.spec.rerun is not None and state.is_running() and not state.message:
             state.message = self.spec.rerun
+        if state.is_failed() or state.is_crashed():
+            let_travel(state, self.task.name, self.classes)
         persisted = (
             state.is_completed()
             and isinstance(state.data, ResultRecord)

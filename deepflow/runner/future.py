@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from distributed import Future
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateDetails
 from prefect.futures import PrefectFuture, PrefectFutureList, PrefectWrappedFuture
-from prefect.states import Crashed, Pending, Running
+from prefect.states import Crashed, Failed, Pending, Running
 
 from deepflow.backend.fetch import fetch
-from deepflow.errors import InfrastructureError
+from deepflow.errors import InfrastructureError, UnpicklableResultError
+from deepflow.intermediates.loading import HOME
+from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.observe import metrics
 from deepflow.runner.items import Item, ReleasedFuture
 from deepflow.runner.slots import current_slot, slot_left
+from deepflow.runner.wire import Outcomes
 from deepflow.runner.worker_plugin import transfer_options
 
 if TYPE_CHECKING:
@@ -49,16 +52,17 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
     def wrapped_future(self) -> Any:
         """The Dask future of the task that runs this run, maybe together with others.
 
-        Where the driver has the result already this is a stand-in with the same key, so that the
-        cluster need not keep the result. None while the run is held by the driver.
+        Its result is the run's state. Where the driver has the result already this is a stand-in
+        with the same key, so that the cluster need not keep the result. None while the run is held
+        by the driver.
         """
         job = self._item.job
         if job is not None and job.future is None:
             self._dispatcher.flush()
         if job is not None and job.future is not None:
-            return job.future
+            return RunFuture(job.future, self)
         if self._item.released_key is not None:
-            return ReleasedFuture(self._item.released_key)
+            return ReleasedFuture(self._item.released_key, lambda: self.state)
         return None
 
     @property
@@ -68,7 +72,11 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
             return self._final_state
         if self._item.is_done:
             return self._load(None)
-        return Running() if self._item.job is not None else Pending()
+        details = StateDetails(
+            task_run_id=self._item.run_id, flow_run_id=self._dispatcher.flow_run_id
+        )
+        make = Running if self._item.job is not None else Pending
+        return make(state_details=details)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the run is done, or for `timeout` seconds. The value stays where it is."""
@@ -149,6 +157,49 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
             self._final_state = load_states([self], timeout_s)[0]
         return self._final_state
 
+    def _opened(self, fetched: dict[int, Outcomes]) -> State[R]:
+        """The final state, from what the driver has of it or has just fetched."""
+        if self._final_state is not None:
+            return self._final_state
+        item = self._item
+        content: Parcel | Stuck | bytes | None
+        if item.blob is not None:
+            content = Parcel.from_bytes(item.blob)
+        else:
+            entry = fetched[id(item.job)].find(item.run_id)
+            assert entry is not None, "a worker has reported this run as done"
+            content = entry.content
+            if isinstance(content, Parcel):
+                n_bytes = content.n_bytes
+                metrics.inc("deepflow_result_moved_bytes_total", n_bytes, path="direct")
+        self._final_state = self._open(content)
+        return self._final_state
+
+    def _open(self, content: Parcel | Stuck | bytes | None) -> State[R]:
+        item = self._item
+        if isinstance(content, Stuck):
+            if content.is_here:
+                here: State[R] = content.value[0]
+                return here
+            return self._overruled(content.why, content.record)
+        assert isinstance(content, Parcel)
+        try:
+            state: State[R] = content.open(HOME)
+        except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
+            return self._overruled(
+                f"the result of task {item.template.name!r} (run {item.name!r}) cannot be "
+                f"unpickled here ({type(exc).__name__}: {exc}); the flow needs the modules that "
+                "the worker has, in the same versions, and classes that come out of their pickle",
+                b"",
+            )
+        return state
+
+    def _overruled(self, why: str, record: bytes) -> State[R]:
+        """The run ended well on its worker, but its value cannot be had: it has failed."""
+        state: State[R] = Failed(message=why, data=UnpicklableResultError(why))
+        self._dispatcher.overrule(self._item, state, record)
+        return state
+
     def __repr__(self) -> str:
         return f"<DeepflowFuture {self._item.name!r} {self._item.state_type or 'not done'}>"
 
@@ -166,7 +217,7 @@ def load_states(futures: list[DeepflowFuture[Any]], timeout_s: float | None) -> 
         for future in futures
         if future._final_state is None and future._item.blob is None and future._item.job
     }
-    fetched: dict[int, Any] = {}
+    fetched: dict[int, Outcomes] = {}
     if remote:
         dispatcher = futures[0]._dispatcher
         travel = transfer_options(dispatcher.settings)
@@ -186,25 +237,22 @@ def load_states(futures: list[DeepflowFuture[Any]], timeout_s: float | None) -> 
                 error = InfrastructureError(message)
                 error.__cause__ = exc
                 return [Crashed(message=message, data=error)]
-    states: list[State[Any]] = []
-    for future in futures:
-        item = future._item
-        if future._final_state is not None:
-            states.append(future._final_state)
-        elif item.blob is not None:
-            states.append(pickle.loads(item.blob))
-        else:
-            entry = fetched[id(item.job)].find(item.run_id)
-            states.append(entry.state)
-            metrics.inc("deepflow_result_moved_bytes_total", _size(entry.state), path="direct")
-        future._final_state = states[-1]
-    return states
+    return [future._opened(fetched) for future in futures]
 
 
-def _size(state: State[Any]) -> int:
-    from dask.sizeof import sizeof
+class RunFuture(Future[Any]):
+    """Dask's future of the task that a run is in; its result is the run's final state."""
 
-    return int(sizeof(state))
+    def __init__(self, future: Future[Any], run: DeepflowFuture[Any]) -> None:
+        # Dask's constructor is not annotated.
+        super().__init__(future.key, client=future.client)
+        self._run = run
+
+    def result(self, timeout: Any = None) -> Any:
+        """The run's state; waits for it. Raises `TimeoutError`."""
+        if not self._run._wait(timeout):
+            raise TimeoutError(f"task run {self._run.task_run_id} is not done after {timeout} s")
+        return self._run.state
 
 
 class DeepflowFutureList(PrefectFutureList[R]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import threading
 from collections import deque
@@ -14,12 +13,14 @@ from uuid import UUID
 from prefect.client.schemas import TaskRun
 
 from deepflow.errors import InfrastructureError
+from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
 from deepflow.runner.runs import new_task_run
-from deepflow.runner.wire import BlobRef, ItemSpec, Source
+from deepflow.runner.wire import BlobRef, Ended, ItemSpec, Source, Wait
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+    from prefect.client.schemas.objects import State
     from prefect.tasks import Task
 
     from deepflow.backend.placement.annotation import TaskNote
@@ -33,7 +34,10 @@ class Template:
     name: str
     salt: str
     prefect_task: Task[Any, Any]
-    task: BlobRef
+    learned_as: str
+    """Under what the run times of its runs are known."""
+    code_references: tuple[Any, ...]
+    """Large values that the task's code has captured."""
     context: BlobRef
     tags: tuple[str, ...]
     hints: Hints
@@ -44,7 +48,7 @@ class Template:
     allow_other_workers: bool
     priority: int
     may_batch: bool
-    ship_again: Callable[[], None]
+    ship_again: Callable[[Code], None]
     static: bytes | None = None
     static_references: tuple[Any, ...] = ()
 
@@ -61,17 +65,37 @@ class Template:
         )
 
 
+class Code:
+    """A task's code as it was when it was submitted: its pickle, and where that was put.
+
+    Small code travels with each job. Larger code is put on the scheduler once, and taken away when
+    no run needs it any more.
+    """
+
+    __slots__ = ("__weakref__", "blob", "ref")
+
+    def __init__(self, blob: bytes, ref: BlobRef | None) -> None:
+        self.blob = blob
+        self.ref = ref
+
+    @property
+    def on_the_way(self) -> bytes | BlobRef:
+        """What a job carries of it."""
+        return self.blob if self.ref is None else self.ref
+
+
 class SharedArgument:
     """A large argument that is sent to the cluster once, and again if the cluster loses it."""
 
-    __slots__ = ("__weakref__", "_digest", "_future", "_lock", "_value", "n_bytes")
+    __slots__ = ("__weakref__", "_digest", "_future", "_lock", "_parcel", "_value", "n_bytes")
 
     def __init__(
-        self, value: Any, n_bytes: int, digest: bytes, compute_digest: Callable[[], bytes]
+        self, value: Any, parcel: Parcel, digest: bytes, compute_digest: Callable[[], bytes]
     ) -> None:
         self._value = value
+        self._parcel: Parcel | None = parcel
         self._digest = (compute_digest, digest)
-        self.n_bytes = n_bytes
+        self.n_bytes = parcel.n_bytes
         self._future: Future[Any] | None = None
         self._lock = threading.Lock()
 
@@ -83,13 +107,14 @@ class SharedArgument:
         """
         with self._lock:
             if self._future is None:
-                value = self._value
+                parcel, self._parcel = self._parcel, None
+                assert parcel is not None
                 assert client.scheduler is not None, "arguments are sent while connected"
                 if str(client.scheduler.address).startswith("inproc"):
                     # Within one process nothing is copied on the way; the caller may go on
                     # writing to its array, and what was passed must not change.
-                    value = copy.deepcopy(value)
-                self._send(client, value)
+                    parcel.detach()
+                self._send(client, parcel)
             elif self._future.status in ("lost", "cancelled", "error"):
                 compute, digest = self._digest
                 if compute() != digest:
@@ -97,24 +122,29 @@ class SharedArgument:
                         "a large argument was lost together with its worker, and has been changed "
                         "since it was passed, so it cannot be sent again; pass a copy"
                     )
-                self._send(client, self._value)
+                self._send(client, Parcel.of(self._value))
             assert self._future is not None
             return self._future
 
-    def _send(self, client: Client, value: Any) -> None:
-        self._future = client.scatter([value], hash=False)[0]
+    def _send(self, client: Client, parcel: Parcel) -> None:
+        self._future = client.scatter([parcel], hash=False)[0]
         metrics.inc("deepflow_shared_argument_bytes_total", self.n_bytes)
 
 
 class ReleasedFuture:
     """Stands where a Dask future was whose result the driver has: the cluster may forget it."""
 
-    __slots__ = ("key",)
+    __slots__ = ("_state", "key")
 
     status = "finished"
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, state: Callable[[], State[Any]]) -> None:
         self.key = key
+        self._state = state
+
+    def result(self, timeout: float | None = None) -> State[Any]:
+        """The run's final state, as Dask's future of it would give."""
+        return self._state()
 
     def done(self) -> bool:
         """Always true."""
@@ -174,6 +204,7 @@ class Item:
         "assets",
         "blob",
         "call",
+        "code",
         "dependents",
         "dynamic_key",
         "failures",
@@ -197,6 +228,7 @@ class Item:
         "state_type",
         "template",
         "upstreams",
+        "waits",
         "worker",
     )
 
@@ -206,9 +238,10 @@ class Item:
         template: Template,
         name: str,
         dynamic_key: str,
+        code: Code,
         call: bytes,
         references: tuple[Any, ...],
-        waits_for: tuple[Item, ...] = (),
+        waits: tuple[tuple[Item | Ended, bool], ...] = (),
         inputs: bytes | None = None,
         assets: bytes | None = None,
     ) -> None:
@@ -216,12 +249,13 @@ class Item:
         self.template = template
         self.name = name
         self.dynamic_key = dynamic_key
+        self.code: Code | None = code
         self.call = call
         self.references = references
-        self.upstreams: tuple[Item, ...] = (
-            *(r for r in (*references, *template.static_references) if isinstance(r, Item)),
-            *waits_for,
-        )
+        self.waits = waits
+        """Runs that are only waited for, and whether each may fail."""
+        met = (*references, *template.static_references, *(waited for waited, _ in waits))
+        self.upstreams: tuple[Item, ...] = tuple(one for one in met if isinstance(one, Item))
         self.inputs = inputs
         self.assets = assets
         self.resume: bytes | None = None
@@ -230,7 +264,7 @@ class Item:
         self.released_key: str | None = None
         self.dependents: list[Item] = []
         self.plan: MapPlan | None = None
-        self.needs_done = bool(waits_for)
+        self.needs_done = False
         self.n_done_upstreams = 0
         self.is_waiting = False
         self.is_cancelling = False
@@ -244,7 +278,7 @@ class Item:
         self._callbacks: list[Callable[[], None]] = []
         self._event: threading.Event | None = None
 
-    def spec(self, sources: tuple[Source, ...]) -> ItemSpec:
+    def spec(self, sources: tuple[Source, ...], waits: tuple[Wait, ...]) -> ItemSpec:
         """The item as it travels."""
         return ItemSpec(
             self.run_id,
@@ -252,6 +286,7 @@ class Item:
             self.dynamic_key,
             self.call,
             sources,
+            waits,
             self.inputs,
             self.assets,
             self.resume,
@@ -281,6 +316,8 @@ class Item:
         self.upstreams = ()
         self.n_done_upstreams = 0
         self.references = ()
+        self.waits = ()
+        self.code = None
         self.call = b""
         self.resume = None
         if self._event is not None:
@@ -319,7 +356,7 @@ class Item:
 class MapPlan:
     """The items of a map that wait until it is known how to group them."""
 
-    task_digest: str
+    learned_as: str
     waiting: deque[Item]
     n_outstanding: int = 0
 

@@ -98,7 +98,8 @@ class Losses:
         kind, _, message = cause.partition(": ")
         metrics.inc("deepflow_infra_retries_total", cause=kind)
         if kind == "context_missing":
-            item.template.ship_again()
+            assert item.code is not None, "an open item has its code"
+            item.template.ship_again(item.code)
         item.job = None
         item.rerun = f"Started again: {message}"
         self._board.log_once("again", f"Task run {item.name!r} is started again: {cause}")

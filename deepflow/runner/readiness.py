@@ -115,7 +115,7 @@ class Gate:
         for item in items:
             if _blocker(item) is not None:
                 self.send_when_ready(item)
-        plan = MapPlan(template.task.digest, deque(ready))
+        plan = MapPlan(template.learned_as, deque(ready))
         self._advance_plan(plan)
         if plan.waiting:
             self._reactor.at(time.time() + _PATIENCE_S, partial(self._lose_patience, plan))
@@ -143,7 +143,7 @@ class Gate:
             len(plan.waiting),
             plan.n_outstanding,
             self._n_slots,
-            self._board.run_time(plan.task_digest),
+            self._board.run_time(plan.learned_as),
             target_s=self._settings.batch_target_s,
             max_items=self._settings.batch_max_items,
         )
@@ -157,7 +157,7 @@ class Gate:
         Where the cluster scales with its load, it has to see all of it now.
         """
         with self._board.turn():
-            if not self._is_adaptive or self._board.run_time(plan.task_digest).is_known:
+            if not self._is_adaptive or self._board.run_time(plan.learned_as).is_known:
                 return
             self.send([[item] for item in plan.take(len(plan.waiting))])
 

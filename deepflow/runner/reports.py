@@ -6,7 +6,6 @@ counts only for what no report has settled: then the result is read, or the job 
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -125,7 +124,7 @@ class Reports:
             self._gate.send_once_settled(item)
 
     def _learn(self, item: Item, run_s: float) -> None:
-        self._board.learn(item.template.task.digest, run_s)
+        self._board.learn(item.template.learned_as, run_s)
         if item.sent_at_s:
             waited_s = time.time() - item.sent_at_s - run_s
             metrics.observe("deepflow_queue_wait_seconds", max(0.0, waited_s))
@@ -180,7 +179,6 @@ class Reports:
                 if entry is None:
                     self._take_back(item)
                     continue
-                blob = pickle.dumps(entry.state, protocol=5) if entry.kind == "retry" else None
-                state_type = entry.state.type.value if entry.kind == "done" else ""
-                report = OutcomeReport(item.run_id, entry.kind, blob, state_type, entry.run_s)
+                blob = entry.content if isinstance(entry.content, bytes) else None
+                report = OutcomeReport(item.run_id, entry.kind, blob, entry.state_type, entry.run_s)
                 self._apply(item, report)

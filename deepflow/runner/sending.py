@@ -18,6 +18,7 @@ from dask._expr import LLGExpr
 from dask._task_spec import Task as DaskTask
 from dask._task_spec import TaskRef
 from dask.base import annotate
+from distributed import Future as DaskFuture
 
 from deepflow.backend.keys import make_key
 from deepflow.backend.placement.annotation import OURS
@@ -27,7 +28,19 @@ from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob, SharedArgument, Template
 from deepflow.runner.job import run_job
 from deepflow.runner.reactor import Reactor
-from deepflow.runner.wire import Inline, ItemSpec, Job, JobOptions, Remote, Shared, Source
+from deepflow.runner.wire import (
+    Awaited,
+    Ended,
+    Foreign,
+    Inline,
+    ItemSpec,
+    Job,
+    JobOptions,
+    Remote,
+    Shared,
+    Source,
+    Wait,
+)
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -156,9 +169,13 @@ class Sender:
         specs: list[ItemSpec] = []
         for item in items:
             sources = tuple(self._source(ref, dependencies) for ref in item.references)
-            specs.append(item.spec(sources))
+            waits = tuple(self._wait(one, may, dependencies) for one, may in item.waits)
+            specs.append(item.spec(sources, waits))
         static_sources = tuple(self._source(r, dependencies) for r in template.static_references)
-        run_time = self._board.run_time(template.task.digest)
+        code_sources = tuple(self._source(r, dependencies) for r in template.code_references)
+        run_time = self._board.run_time(template.learned_as)
+        code = items[0].code
+        assert code is not None, "an open item has its code"
         options = JobOptions(
             coalesce=settings.events == "coalesce" and self._board.n_open > settings.coalesce_after,
             inline_bytes=settings.inline_result_bytes,
@@ -171,7 +188,8 @@ class Sender:
             results_topic=self._results_topic,
             events_topic=self._events_topic,
             context=template.context,
-            task=template.task,
+            code=code.on_the_way,
+            code_sources=code_sources,
             tags=template.tags,
             static=template.static,
             static_sources=static_sources,
@@ -186,13 +204,26 @@ class Sender:
         if isinstance(reference, SharedArgument):
             key = str(reference.future(self._client).key)
             return Shared(dependencies.setdefault(key, len(dependencies)))
+        if isinstance(reference, DaskFuture):
+            return Foreign(dependencies.setdefault(str(reference.key), len(dependencies)))
         assert isinstance(reference, Item)
         if reference.is_done and reference.blob is not None:
             return Inline(reference.blob)
-        if reference.job is None:
-            raise InfrastructureError(f"input {reference.name!r} is neither done nor at work")
-        position = dependencies.setdefault(reference.job.key, len(dependencies))
-        return Remote(position, reference.run_id)
+        return Remote(_position(reference, dependencies), reference.run_id)
+
+    def _wait(self, waited: Item | Ended, may_fail: bool, dependencies: dict[str, int]) -> Wait:
+        if isinstance(waited, Ended):
+            return waited
+        if waited.is_done:
+            return Ended(waited.run_id, waited.state_type, may_fail)
+        return Awaited(_position(waited, dependencies), waited.run_id, may_fail)
+
+
+def _position(item: Item, dependencies: dict[str, int]) -> int:
+    """Where the Dask task that runs `item` stands among these dependencies."""
+    if item.job is None:
+        raise InfrastructureError(f"input {item.name!r} is neither done nor at work")
+    return dependencies.setdefault(item.job.key, len(dependencies))
 
 
 def _placement(job: SentJob) -> tuple[Any, ...]:

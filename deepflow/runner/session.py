@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import threading
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,20 @@ from deepflow.decide.place.registry import STOCK
 from deepflow.errors import ClusterUnreachableError
 from deepflow.hints import Near, parse_label_resource
 from deepflow.intermediates import registration
+from deepflow.intermediates.parcel import Parcel
 from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
 from deepflow.runner.client import DeepflowClient
 from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
-from deepflow.runner.items import Item
+from deepflow.runner.items import Code, Item
+from deepflow.runner.lru import LruCache
 from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
+from deepflow.runner.references import References
 from deepflow.runner.shared import SharedArguments
-from deepflow.runner.wire import BlobRef, Outcomes
+from deepflow.runner.wire import BlobRef, Outcomes, dumps
 from deepflow.runner.worker_plugin import (
     DeepflowWorkerPlugin,
     take_leave,
@@ -60,6 +64,9 @@ if TYPE_CHECKING:
     pass
 
 _OFFERS_EVERY_S = 5.0
+_INLINE_CODE_BYTES = 4096
+_RECENT_CODE_BYTES = 16 << 20
+_CAPTURED_WARN_BYTES = 1_000_000
 
 
 class Session:
@@ -81,13 +88,15 @@ class Session:
         self._lock = threading.Lock()
         self._blobs: dict[str, BlobRef] = {}
         self._contexts: dict[Any, tuple[BlobRef, Any]] = {}
-        self._tasks: dict[int, tuple[weakref.ref[Any], BlobRef]] = {}
+        self._codes: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
+        self._recent_codes: LruCache[Code] = LruCache(_RECENT_CODE_BYTES)
+        self._has_warned_of_captured = False
         self._counters: dict[str, int] = {}
         self._offers: tuple[WorkerOffer, ...] = ()
         self._offers_due_s = 0.0
         self.salt = uuid.uuid4().hex
         self.shared = SharedArguments()
-        registration.register(Outcomes)
+        registration.register(Outcomes, Parcel)
         self.is_nested = nested_client is not None
         self.placing: Placing | None = None
         self._locator: Locator | None = None
@@ -284,20 +293,47 @@ class Session:
             self._contexts[key] = (ref, (settings, blob))
         return ref
 
-    def task(self, task: Task[Any, Any]) -> BlobRef:
-        """The task's code as it was shipped."""
-        known = self._tasks.get(id(task))
-        if known is not None and known[0]() is task:
-            return known[1]
-        digest, blob = to_blob(task)
-        ref = self.ship(digest, blob)
-        self._tasks[id(task)] = (weakref.ref(task), ref)
-        return ref
+    def code(self, task: Task[Any, Any]) -> tuple[Code, tuple[Any, ...]]:
+        """The task's code as it is now, and the large values that it has captured.
 
-    def ship_again(self, task: Task[Any, Any], context: BlobRef) -> None:
+        Globals, closures, defaults and what else cloudpickle finds are those of this moment.
+        """
+        references = References(self)
+        blob = dumps(task, references.find)
+        self._warn_of_captured(task, len(blob) + references.shared_bytes)
+        if len(blob) <= _INLINE_CODE_BYTES:
+            return Code(blob, None), tuple(references.found)
+        digest = hashlib.blake2b(blob, digest_size=16).hexdigest()
+        with self._lock:
+            code = self._codes.get(digest)
+        if code is None:
+            ref = BlobRef(f"deepflow-{self.salt}-{digest}", digest)
+            self._put(ref, blob)
+            code = Code(blob, ref)
+            with self._lock:
+                self._codes[digest] = code
+            weakref.finalize(code, _take_back, weakref.ref(self.client), ref.name).atexit = False
+        with self._lock:
+            # Kept even when no run needs it just now: a loop that submits and waits would
+            # otherwise send it anew each time.
+            self._recent_codes.put(digest, code, len(blob))
+        return code, tuple(references.found)
+
+    def _warn_of_captured(self, task: Task[Any, Any], n_bytes: int) -> None:
+        if n_bytes <= _CAPTURED_WARN_BYTES or self._has_warned_of_captured:
+            return
+        self._has_warned_of_captured = True
+        self.dispatcher.logger.warning(
+            "The code of task %r has captured %.1f MB of data (in globals, closures or defaults), "
+            "which is looked at at each submit. Pass it as an argument.",
+            task.name,
+            n_bytes / 1e6,
+        )
+
+    def ship_again(self, code: Code, context: BlobRef) -> None:
         """Put back what the scheduler has lost."""
-        digest, blob = to_blob(task)
-        self._put(BlobRef(f"deepflow-{self.salt}-{digest}", digest), blob)
+        if code.ref is not None:
+            self._put(code.ref, code.blob)
         for ref, (_, context_blob) in list(self._contexts.values()):
             if ref == context:
                 self._put(ref, context_blob)
@@ -404,7 +440,8 @@ class Session:
             self._take_back_blobs()
 
     def _take_back_blobs(self) -> None:
-        for ref in self._blobs.values():
+        codes = [code.ref for code in self._codes.values() if code.ref is not None]
+        for ref in (*self._blobs.values(), *codes):
             self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
 
     def _settle(self, open_items: list[Item], failed: bool) -> None:
@@ -444,6 +481,14 @@ def nested_session(config: RunnerConfig, events_topic: str, logger: Any) -> Sess
                 config, logger, nested_client=client, events_topic=events_topic
             )
     return session
+
+
+def _take_back(client: weakref.ref[Any], name: str) -> None:
+    """Let the scheduler forget code that no run needs any more. Called by the collector."""
+    known = client()
+    if known is not None and known.status == "running":
+        with suppress(RuntimeError):  # the event loop is closed: the cluster goes as well
+            known._send_to_scheduler({"op": "variable_delete", "name": name})
 
 
 def _count_fallback(kind: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.states import Cancelled
 
 from deepflow.errors import InfrastructureError
+from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
 from deepflow.runner.board import Board
 from deepflow.runner.engine import advance
@@ -62,7 +63,15 @@ class Settling:
         self._emit(task_run, state)
         outcome = "crashed" if state.is_crashed() else "cancelled"
         metrics.inc("deepflow_tasks_total", outcome=outcome)
-        self.finish(item, pickle.dumps(state, protocol=5), state.type.value)
+        self.finish(item, Parcel.of(state).to_bytes(), state.type.value)
+
+    def overrule(self, item: Item, state: State[Any], record: bytes) -> None:
+        """Give a run that is done another end, which the server hears of as well."""
+        task_run = pickle.loads(record) if record else item.task_run(self._board.flow_run_id)
+        self._emit(task_run, state)
+        item.settle(Parcel.of(state).to_bytes(), state.type.value)
+        if item.job is not None:
+            item.job.let_go(item)
 
     def cancel_unbegun(self, item: Item) -> None:
         """Give a run that is not to begin any more the state Cancelled."""

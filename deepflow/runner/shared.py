@@ -1,21 +1,21 @@
 """Large arguments travel once.
 
 What is large (an array, a table, a tensor, bytes) is replaced in a call's pickle by a reference
-to a value that is scattered to the cluster once. The same content is recognised by its hash, so
-that an array changed between two calls is a new value, and passing it to a thousand calls sends it
-once without anybody calling `scatter`.
+to its parcel, which is put on the cluster once; each run opens it anew. The same content is
+recognised by its hash, so that an array changed between two calls is a new value, and passing it
+to a thousand calls sends it once without anybody calling `scatter`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import threading
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from deepflow.intermediates.parcel import Parcel
+from deepflow.observe import metrics
 from deepflow.runner.items import SharedArgument
 
 if TYPE_CHECKING:
@@ -37,27 +37,36 @@ _SIZES: dict[str, str] = {
 _kinds: dict[type, str | None] = {bytes: "len", bytearray: "len"}
 
 
+def is_shared_kind(kind: type) -> bool:
+    """Whether objects of this type are shared if they are large."""
+    if kind not in _kinds:
+        _kinds[kind] = _SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
+    return _kinds[kind] is not None
+
+
 def large_size(value: Any, threshold_bytes: int) -> int:
     """Bytes of `value` if it is of a kind that is shared and at least the threshold, else 0."""
-    kind_of = type(value)
-    try:
-        kind = _kinds[kind_of]
-    except KeyError:
-        kind = _kinds[kind_of] = _SIZES.get(f"{kind_of.__module__}.{kind_of.__qualname__}")
-    if kind is None:
+    if not is_shared_kind(type(value)):
         return 0
-    if kind == "len":
-        size = len(value)
-    elif kind == "memory_usage":
-        usage = value.memory_usage(deep=False)
-        size = int(usage.sum() if hasattr(usage, "sum") else usage)
-    elif kind == "estimated_size":
-        size = int(value.estimated_size())
-    else:
-        if getattr(getattr(value, "dtype", None), "hasobject", False):
-            return 0  # an array of Python objects: its pickle may hold futures
-        size = int(value.nbytes)
+    try:
+        size = _size(value, _kinds[type(value)])
+    except Exception:  # noqa: BLE001 - such as sparse tensors: they go with the call
+        metrics.inc("deepflow_fallbacks_total", kind="argument_not_shareable")
+        return 0
     return size if size >= threshold_bytes else 0
+
+
+def _size(value: Any, kind: str | None) -> int:
+    if kind == "len":
+        return len(value)
+    if kind == "memory_usage":
+        usage = value.memory_usage(deep=False)
+        return int(usage.sum() if hasattr(usage, "sum") else usage)
+    if kind == "estimated_size":
+        return int(value.estimated_size())
+    if getattr(getattr(value, "dtype", None), "hasobject", False):
+        return 0  # an array of Python objects: its pickle may hold futures
+    return int(value.nbytes)
 
 
 class SharedArguments:
@@ -70,18 +79,18 @@ class SharedArguments:
         self._recent: OrderedDict[bytes, SharedArgument] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, value: Any, n_bytes: int, client: Client) -> SharedArgument:
+    def of(self, value: Any, parcel: Parcel, client: Client) -> SharedArgument:
         """The shared argument with this content, on the cluster when this returns.
 
-        Hashes `value` (about 1 ms per MB). It is sent before the call that passes it returns, for
-        the caller may change its array right after.
+        Hashes `parcel`, which is `value` taken apart (about 1 ms per MB). It is sent before the
+        call that passes it returns, for the caller may change its array right after.
         """
-        digest = content_digest(value)
+        digest = content_digest(parcel)
         with self._lock:
             shared = self._known.get(digest)
             if shared is None:
                 shared = self._known[digest] = SharedArgument(
-                    value, n_bytes, digest, partial(content_digest, value)
+                    value, parcel, digest, lambda: content_digest(Parcel.of(value))
                 )
             shared.future(client)
             self._recent[digest] = shared
@@ -91,11 +100,11 @@ class SharedArguments:
             return shared
 
 
-def content_digest(value: Any) -> bytes:
+def content_digest(parcel: Parcel) -> bytes:
     """Hash of a value's pickle, its buffers included."""
     state = hashlib.blake2b(digest_size=16)
-    buffers: list[pickle.PickleBuffer] = []
-    state.update(pickle.dumps(value, protocol=5, buffer_callback=buffers.append))
-    for buffer in buffers:
-        state.update(buffer.raw())
+    state.update(parcel.pickled)
+    for buffer, is_readonly in zip(parcel.buffers, parcel.readonly, strict=True):
+        state.update(b"r" if is_readonly else b"w")
+        state.update(buffer)
     return state.digest()

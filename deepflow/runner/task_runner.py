@@ -8,6 +8,7 @@ own Dask client, and what it has to say about task runs goes to the driver of th
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -156,18 +157,18 @@ class DeepflowTaskRunner(TaskRunner[Any]):
 
     @property
     def cluster_kwargs(self) -> dict[str, Any]:
-        """Arguments for the cluster class."""
-        return self.config.cluster_kwargs
+        """Arguments for the cluster class; a copy, like those below."""
+        return copy.copy(self.config.cluster_kwargs)
 
     @property
     def adapt_kwargs(self) -> dict[str, Any]:
         """Arguments for `adapt`."""
-        return self.config.adapt_kwargs
+        return copy.copy(self.config.adapt_kwargs)
 
     @property
     def client_kwargs(self) -> dict[str, Any]:
         """Arguments for the client."""
-        return self.config.client_kwargs
+        return copy.copy(self.config.client_kwargs)
 
     @property
     def performance_report_path(self) -> str | None:

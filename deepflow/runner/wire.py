@@ -1,23 +1,25 @@
 """What travels between the driver and a worker: specs, outcomes, and references inside pickles.
 
 A call's parameters are pickled once, on the driver, in the thread that submits. A future among
-them, at any depth, becomes a numbered reference (`pickle`'s persistent ids), so nothing has to
-be walked on either side; the worker puts the upstream's state in its place. The pickles are
-opaque bytes to Dask: the scheduler never needs the user's modules.
+them becomes a numbered reference (`pickle`'s persistent ids), and so does a large argument; the
+worker puts the values in their place. The pickles are opaque bytes to Dask: the scheduler never
+needs the user's modules, and no value is unpickled but in the run that uses it.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-import cloudpickle
 import zstandard
 from prefect.utilities.annotations import BaseAnnotation
+
+from deepflow.intermediates.parcel import Parcel, Stuck
+from deepflow.intermediates.pickling import EnvelopePickler
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
 _COMPRESS_ABOVE_BYTES = 4096
@@ -31,7 +33,7 @@ class BlobRef(NamedTuple):
 
 
 class Inline(NamedTuple):
-    """An upstream's state, pickled, sent along with the call because it is small."""
+    """An upstream's state, as bytes of a parcel, sent along with the call because it is small."""
 
     blob: bytes
 
@@ -44,12 +46,37 @@ class Remote(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """A large argument that travels once: Dask dependency `dep` is the value itself."""
+    """A large argument that travels once: Dask dependency `dep` is its parcel."""
 
     dep: int
 
 
-Source = Inline | Remote | Shared
+class Foreign(NamedTuple):
+    """A value that the user has put on the cluster: Dask dependency `dep` is the value itself."""
+
+    dep: int
+
+
+Source = Inline | Remote | Shared | Foreign
+
+
+class Ended(NamedTuple):
+    """An upstream that is only waited for: how it ended is all that counts."""
+
+    run_id: UUID
+    state_type: str
+    may_fail: bool
+
+
+class Awaited(NamedTuple):
+    """An upstream that is only waited for and is under way in Dask dependency `dep`."""
+
+    dep: int
+    run_id: UUID
+    may_fail: bool
+
+
+Wait = Ended | Awaited
 
 
 class ItemSpec(NamedTuple):
@@ -60,6 +87,8 @@ class ItemSpec(NamedTuple):
     dynamic_key: str
     call: bytes
     sources: tuple[Source, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    """Upstream runs that must have ended well; their values are not used."""
     inputs: bytes | None = None
     """Pickled `task_inputs`, where the call has upstream runs."""
     assets: bytes | None = None
@@ -87,7 +116,10 @@ class Job(NamedTuple):
     results_topic: str
     events_topic: str
     context: BlobRef
-    task: BlobRef
+    code: bytes | BlobRef
+    """The pickled Prefect task as it was when it was submitted, or where to fetch that."""
+    code_sources: tuple[Source, ...]
+    """What the task's code has captured of large values."""
     tags: tuple[str, ...]
     static: bytes | None
     static_sources: tuple[Source, ...]
@@ -103,8 +135,10 @@ class Entry(NamedTuple):
 
     run_id: UUID
     kind: Kind
-    state: Any = None
-    """The final `State` for `done`; `(TaskRun, retries, ready_at)` for `retry`."""
+    content: Parcel | Stuck | bytes | None = None
+    """For `done` the final state, in a parcel of its own; for `retry` the pickled
+    `(TaskRun, retries, ready_at)`."""
+    state_type: str = ""
     run_s: float = 0.0
 
 
@@ -120,7 +154,11 @@ class Outcomes:
 
     def __deepflow_payload__(self) -> object:
         """What counts as this object's size (see `intermediates.sizes`)."""
-        return [entry.state for entry in self.entries]
+        return [entry.content for entry in self.entries]
+
+    def __deepflow_pinned__(self) -> bool:
+        """Whether it holds a value that lives in this process only, so that it must stay."""
+        return any(isinstance(e.content, Stuck) and e.content.is_here for e in self.entries)
 
 
 class OutcomeReport(NamedTuple):
@@ -129,7 +167,8 @@ class OutcomeReport(NamedTuple):
     run_id: UUID
     kind: Kind
     blob: bytes | None
-    """The pickled state (`done`) or resume record (`retry`); None where it is too large."""
+    """The state as bytes of its parcel (`done`) or the resume record (`retry`); None where it is
+    too large."""
     state_type: str
     run_s: float
 
@@ -173,14 +212,18 @@ def unpack(blob: bytes) -> Message:
     return Message(*pickle.loads(raw))
 
 
-class _Pickler(cloudpickle.CloudPickler):
-    """Cloudpickle with references: `find` gives an object's number, or None to pickle it."""
+Find = Callable[[Any], Any]
+"""Gives an object's persistent id, or None for what is to be pickled."""
 
-    def __init__(self, file: io.BytesIO, find: Callable[[Any], int | None]) -> None:
+
+class _Pickler(EnvelopePickler):
+    """The envelope of all values, with references."""
+
+    def __init__(self, file: io.BytesIO, find: Find) -> None:
         super().__init__(file, protocol=5)
         self._find = find
 
-    def persistent_id(self, obj: Any) -> int | None:
+    def persistent_id(self, obj: Any) -> Any:
         return self._find(obj)
 
     def reducer_override(self, obj: Any) -> Any:
@@ -190,22 +233,13 @@ class _Pickler(cloudpickle.CloudPickler):
         return super().reducer_override(obj)
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, values: Sequence[Any]) -> None:
-        super().__init__(file)
-        self._values = values
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._values[pid]
-
-
 def is_plain(value: object) -> bool:
     """True for values that need neither cloudpickle nor a search for references."""
     return type(value) in _PLAIN
 
 
-def dumps(value: Any, find: Callable[[Any], int | None]) -> bytes:
-    """Pickle `value`; objects for which `find` returns a number become references."""
+def dumps(value: Any, find: Find) -> bytes:
+    """Pickle `value`; objects for which `find` gives an id become references."""
     buffer = io.BytesIO()
     _Pickler(buffer, find).dump(value)
     return buffer.getvalue()
@@ -214,10 +248,3 @@ def dumps(value: Any, find: Callable[[Any], int | None]) -> bytes:
 def dumps_plain(value: Any) -> bytes:
     """Pickle a value made only of plain scalars in plain containers (see `is_plain`)."""
     return pickle.dumps(value, protocol=5)
-
-
-def loads(blob: bytes, values: Sequence[Any] = ()) -> Any:
-    """Inverse of `dumps`: `values` are the referenced objects in order."""
-    if not values:
-        return pickle.loads(blob)
-    return _Unpickler(io.BytesIO(blob), values).load()

@@ -54,10 +54,11 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         # meet in a deadlock of import locks, which leaves half a Prefect behind.
         await asyncio.get_running_loop().run_in_executor(None, import_module, _ENGINE)
         from deepflow.intermediates import registration
+        from deepflow.intermediates.parcel import Parcel
         from deepflow.observe import metrics
         from deepflow.runner.wire import Outcomes
 
-        registration.register(Outcomes)
+        registration.register(Outcomes, Parcel)
         metrics.register()
         transfer = None if self.transfer is None else install(worker, self.transfer)
         tiers = None if self.tiers is None else install_tiers(worker, self.tiers)

@@ -41,7 +41,7 @@ class FakeWorker:
 def job(*, coalesce: bool = False, driver: str = DRIVER) -> Job:
     """A job without items."""
     ref = BlobRef("name", "digest")
-    return Job(driver, driver, ref, ref, (), None, (), (), JobOptions(coalesce=coalesce))
+    return Job(driver, driver, ref, b"", (), (), None, (), (), JobOptions(coalesce=coalesce))
 
 
 def new_run() -> TaskRun:

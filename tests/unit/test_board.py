@@ -13,9 +13,8 @@ import pytest
 
 from deepflow.observe import metrics
 from deepflow.runner.board import Board
-from deepflow.runner.items import Item
+from deepflow.runner.items import Code, Item
 from deepflow.runner.reactor import Reactor
-from deepflow.runner.wire import BlobRef
 
 LOGGER = logging.getLogger("deepflow.tests")
 
@@ -24,12 +23,12 @@ class _Template:
     """As much of a template as an item looks at."""
 
     static_references: tuple[Any, ...] = ()
-    task = BlobRef("task", "digest")
+    learned_as = "task"
 
 
 def item(board: Board) -> Item:
     """An item that `board` has admitted."""
-    made = Item(uuid4(), _Template(), "step-0", "0", b"", ())  # type: ignore[arg-type]
+    made = Item(uuid4(), _Template(), "step-0", "0", Code(b"", None), b"", ())  # type: ignore[arg-type]
     with board.turn():
         board.admit(made)
     return made

@@ -327,18 +327,21 @@ def test_an_envelope_can_be_sent_while_another_thread_is_importing_a_library(
     """A library in the middle of its import is in `sys.modules` and has next to nothing in it."""
     import sys
     import types
+    from uuid import uuid4
 
     import numpy as np
     from distributed.protocol import deserialize, serialize
 
     from deepflow.intermediates import registration
+    from deepflow.intermediates.loading import HOME
+    from deepflow.intermediates.parcel import Parcel
     from deepflow.runner.wire import Entry, Outcomes
 
-    registration.register(Outcomes)
+    registration.register(Outcomes, Parcel)
     for name in ("torch", "pyarrow", "pandas"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     value = np.arange(50_000)[::2]
-    header, frames = serialize(Outcomes([Entry(None, "done", {"a": value})]))  # type: ignore[arg-type]
+    header, frames = serialize(Outcomes([Entry(uuid4(), "done", Parcel.of({"a": value}))]))
     back = deserialize(header, frames)
     assert header["serializer"] == "dask"
-    assert np.array_equal(back.entries[0].state["a"], value)
+    assert np.array_equal(back.entries[0].content.open(HOME)["a"], value)

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepflow.intermediates.loading import HOME, loads
+from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.runner.wire import (
     Entry,
     EventRecord,
@@ -19,7 +21,6 @@ from deepflow.runner.wire import (
     dumps,
     dumps_plain,
     is_plain,
-    loads,
     pack,
     unpack,
 )
@@ -52,15 +53,15 @@ def _find_marked(found: list[Any]) -> Any:
 
 @given(plain)
 def test_values_come_out_as_they_went_in(value: Any) -> None:
-    assert loads(dumps(value, lambda _: None)) == value
-    assert loads(dumps_plain(value)) == value
+    assert loads(dumps(value, lambda _: None), HOME) == value
+    assert loads(dumps_plain(value), HOME) == value
 
 
 def test_references_are_found_at_any_depth_and_replaced_on_loading() -> None:
     found: list[Any] = []
     blob = dumps({"a": [Marked(), (1, Holder(Marked()))]}, _find_marked(found))
     assert len(found) == 2
-    out = loads(blob, ["first", "second"])
+    out = loads(blob, HOME, find=["first", "second"].__getitem__)
     assert out == {"a": ["first", (1, Holder("second"))]}
 
 
@@ -70,7 +71,7 @@ def test_functions_defined_here_travel_by_value() -> None:
     def triple(x: int) -> int:
         return factor * x
 
-    assert loads(dumps(triple, lambda _: None))(4) == 12
+    assert loads(dumps(triple, lambda _: None), HOME)(4) == 12
 
 
 @pytest.mark.parametrize("value", [1, 1.5, "a", b"a", True, None])
@@ -103,8 +104,14 @@ def test_large_messages_are_compressed() -> None:
 
 def test_outcomes_find_a_run_or_say_that_it_is_not_there() -> None:
     there, elsewhere = uuid.uuid4(), uuid.uuid4()
-    outcomes = Outcomes([Entry(there, "done", "state")])
+    outcomes = Outcomes([Entry(there, "done", Parcel.of("state"), "COMPLETED")])
     entry = outcomes.find(there)
     assert entry is not None
-    assert entry.state == "state"
+    assert entry.state_type == "COMPLETED"
     assert outcomes.find(elsewhere) is None
+
+
+def test_outcomes_with_a_value_of_this_process_only_are_pinned() -> None:
+    parcel, stuck = Parcel.of(1), Stuck(object(), "it cannot be pickled")
+    assert not Outcomes([Entry(uuid.uuid4(), "done", parcel)]).__deepflow_pinned__()
+    assert Outcomes([Entry(uuid.uuid4(), "done", stuck)]).__deepflow_pinned__()
