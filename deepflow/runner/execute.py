@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import AsyncClientContext
 from prefect.exceptions import UpstreamTaskError
 from prefect.results import should_persist_result
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.annotations import allow_failure
 from prefect.utilities.engine import resolve_to_final_result
 
@@ -165,6 +165,8 @@ class _Values:
     ) -> None:
         self._sources, self._dependencies, self._classes = sources, dependencies, classes
         self._made: dict[int, Any] = {}
+        self.left_behind: Stuck | None = None
+        """The input that could not come here, if there is one."""
 
     def find(self, pid: tuple[int, bool]) -> Any:
         """The value of a reference.
@@ -196,6 +198,7 @@ class _Values:
         content = _entry(source, self._dependencies).content
         if isinstance(content, Stuck):
             if not content.is_here:
+                self.left_behind = content
                 raise UnpicklableResultError(content.why)
             metrics.inc("deepflow_fallbacks_total", kind="input_shared")
             state = content.value[0]
@@ -346,13 +349,26 @@ class _Run:
         """The run's own arguments, with the values of what they refer to."""
         job, spec = self.job, self.spec
         _check_waits(spec.waits, dependencies)
-        static: dict[str, Any] = {}
-        if job.static is not None:
-            values = _Values(job.static_sources, dependencies, self.classes)
-            static = loads(job.static, self.classes, find=values.find)
-        values = _Values(spec.sources, dependencies, self.classes)
-        own: dict[str, Any] = loads(spec.call, self.classes, find=values.find)
-        return {**static, **own}
+        static = _Values(job.static_sources, dependencies, self.classes)
+        own = _Values(spec.sources, dependencies, self.classes)
+        try:
+            parameters: dict[str, Any] = {}
+            if job.static is not None:
+                parameters.update(loads(job.static, self.classes, find=static.find))
+            parameters.update(loads(spec.call, self.classes, find=own.find))
+        except UnpicklableResultError:
+            self._fail_producer(static.left_behind or own.left_behind)
+            raise
+        return parameters
+
+    def _fail_producer(self, left_behind: Stuck | None) -> None:
+        """Say of the run whose result could not come here that it has failed, and why."""
+        if left_behind is None or not left_behind.record:
+            return
+        producer: TaskRun = pickle.loads(left_behind.record)
+        state: State[Any] = Failed(message=left_behind.why)
+        before = advance(producer, state)
+        self.agent.emit(self.job, producer, before, state, persisted=False)
 
     def _done(self, task_run: TaskRun) -> Entry:
         """The run's final state, packed so that it can leave the run."""
