@@ -103,7 +103,7 @@ class _Rebuilt:
     def of(cls, exc: BaseException, story: str, lines: str) -> BaseException:
         """An exception of the same kind, with what of its parts can be pickled."""
         kind = getattr(type(exc), "_deepflow_original", type(exc))
-        args = tuple(_portable(arg) for arg in exc.args)
+        args = tuple(_portable(arg) for arg in _arguments(kind, exc))
         held = {name: _portable(value) for name, value in vars(exc).items()}
         held["__notes__"] = [*getattr(exc, "__notes__", []), story, lines]
         return _rebuilt(kind, args, held, story)
@@ -113,7 +113,7 @@ def _rebuilt(
     kind: type[BaseException], args: tuple[Any, ...], held: dict[str, Any], story: str
 ) -> BaseException:
     """An exception of a subclass of `kind`, made without its constructor."""
-    base = next(one for one in kind.__mro__ if one.__module__ == "builtins")
+    base = _built_in(kind)
     make: Any = base.__new__
     initialize: Any = vars(base).get("__init__", Exception.__init__)
     travelling: Any = _travelling
@@ -127,6 +127,17 @@ def _rebuilt(
     return made
 
 
+def _built_in(kind: type[BaseException]) -> type[BaseException]:
+    return next(one for one in kind.__mro__ if one.__module__ == "builtins")
+
+
+def _arguments(kind: type[BaseException], exc: BaseException) -> tuple[Any, ...]:
+    """What the built-in class is made with again: `OSError` keeps a file's name apart."""
+    reduce: Any = _built_in(kind).__reduce__
+    arguments: tuple[Any, ...] = reduce(exc)[1]
+    return arguments
+
+
 @functools.lru_cache(maxsize=256)
 def _travelling(kind: Any) -> type[BaseException]:
     """A class like `kind`, for `except` and for the eye, whose exceptions can be pickled again."""
@@ -134,7 +145,7 @@ def _travelling(kind: Any) -> type[BaseException]:
     def reduce(self: Any, protocol: Any = None) -> Any:
         held = dict(vars(self))
         story = held.pop("_deepflow_story", "")
-        return _rebuilt, (kind, self.args, held, story)
+        return _rebuilt, (kind, _arguments(kind, self), held, story)
 
     def show(self: Any) -> str:
         inner = ", ".join(map(repr, self.args))
