@@ -2,8 +2,10 @@
 
     magic 8 B | digest of all that follows 16 B | number of frames u32 | length of each u64 | frames
 
-The first frame is the value's structure (pickle 5), the others its buffers. Nothing is decoded
-before the digest fits, so a damaged file is an error and never a wrong value.
+The first frame is the value's structure (pickle 5), the others its buffers; a frame's head says
+whether the buffer was read-only. What belongs to ``__main__`` is stored by value, as Prefect's
+pickle serializer does it: another script has another ``__main__``. Nothing is decoded before the
+digest fits, so a damaged file is an error and never a wrong value.
 """
 
 from __future__ import annotations
@@ -18,16 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final, TypeVar
 
-import cloudpickle
-
 from deepflow.errors import FrameError, StoredResultError
 from deepflow.intermediates import codecs
 from deepflow.intermediates.codecs import Buffer
+from deepflow.intermediates.pickling import dump
 
 MAGIC: Final = b"\x93dflow1\n"
 _DIGEST_BYTES: Final = 16
 _HEAD_BYTES: Final = len(MAGIC) + _DIGEST_BYTES
-_FRAME: Final = struct.Struct("<BcxxIQ")
+_FRAME: Final = struct.Struct("<Bc?xIQ")
 _RAW, _ZSTD, _SHUFFLE_ZSTD, _PCO = (
     codecs.parse(name).number for name in ("raw", "zstd", "shuffle+zstd", "pco")
 )
@@ -56,7 +57,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(content: Buffer) -> Any:
-    """The value that `content` was packed from; arrays in it may be written to.
+    """The value that `content` was packed from; arrays in it may be written to where they could.
 
     Raises:
         StoredResultError: no such content, or a damaged one.
@@ -105,12 +106,8 @@ def _checked(view: memoryview) -> memoryview:
 
 def _dump(value: Any) -> list[bytes]:
     buffers: list[pickle.PickleBuffer] = []
-    try:
-        structure = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    except Exception:  # noqa: BLE001 - what pickle cannot by name, cloudpickle may by value
-        buffers.clear()
-        structure = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return [_encode(memoryview(structure), "B"), *(_encode(b.raw(), _format(b)) for b in buffers)]
+    structure = dump(value, buffers.append)
+    return [_encode(structure, "B", False), *(_encode(*_described(b)) for b in buffers)]
 
 
 def _load(frames: Sequence[memoryview]) -> Any:
@@ -126,23 +123,24 @@ def _load(frames: Sequence[memoryview]) -> Any:
             gc.enable()
 
 
-def _format(buffer: pickle.PickleBuffer) -> str:
-    """The type of the items as `struct` names it; bytes where numpy has none of that name."""
-    name = memoryview(buffer).format or "B"
-    return name if name in _NUMBERS else "B"
+def _described(buffer: pickle.PickleBuffer) -> tuple[memoryview, str, bool]:
+    """A buffer's bytes, the type of its items as `struct` names it, and whether it is read-only."""
+    view = memoryview(buffer)
+    name = view.format or "B"
+    return buffer.raw(), name if name in _NUMBERS else "B", view.readonly
 
 
-def _encode(view: memoryview, number: str) -> bytes:
+def _encode(view: memoryview, number: str, is_readonly: bool) -> bytes:
     """A buffer as one frame: head, the length of each chunk, the chunks, packed side by side."""
     codec = _choose(view, number)
     chunks = [view[i : i + _CHUNK_BYTES] for i in range(0, view.nbytes, _CHUNK_BYTES)]
     packed = list(_in_threads(lambda chunk: _pack_chunk(codec, chunk, number), chunks))
-    head = _FRAME.pack(codec, number.encode(), len(packed), view.nbytes)
+    head = _FRAME.pack(codec, number.encode(), is_readonly, len(packed), view.nbytes)
     return b"".join((head, struct.pack(f"<{len(packed)}Q", *map(len, packed)), *packed))
 
 
-def _decode(frame: memoryview) -> bytearray:
-    codec, name, n_chunks, n_bytes = _FRAME.unpack_from(frame)
+def _decode(frame: memoryview) -> bytearray | memoryview:
+    codec, name, is_readonly, n_chunks, n_bytes = _FRAME.unpack_from(frame)
     lengths = struct.unpack_from(f"<{n_chunks}Q", frame, _FRAME.size)
     out, at = bytearray(n_bytes), _FRAME.size + 8 * n_chunks
     place, jobs = memoryview(out), []
@@ -152,7 +150,7 @@ def _decode(frame: memoryview) -> bytearray:
         at += length
     for _ in _in_threads(lambda job: _unpack_chunk(codec, job[0], name.decode(), job[1]), jobs):
         pass
-    return out
+    return memoryview(out).toreadonly() if is_readonly else out
 
 
 def _choose(view: memoryview, number: str) -> int:

@@ -25,7 +25,7 @@ from deepflow.errors import FrameError
 from deepflow.intermediates import frames
 from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer, element_bytes
-from deepflow.intermediates.pickling import LARGE_BYTES, EnvelopePickler, LargeBytes
+from deepflow.intermediates.pickling import EnvelopePickler, own, standing_for
 
 __all__ = [
     "Choose",
@@ -99,11 +99,8 @@ def disassemble(value: object, task: str = "") -> list[Part]:
     """
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
-    pickler = _ValuePickler(file, buffers.append)
-    stood_for = value
-    if type(value) in (bytes, bytearray) and len(value) >= LARGE_BYTES:  # type: ignore[arg-type]
-        stood_for = LargeBytes(value)  # type: ignore[arg-type]
-    pickler.dump(stood_for)
+    pickler = _ValuePickler(file, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(standing_for(value))
     parts = [Part(file.getbuffer(), None, True, task)]
     for buffer in buffers:
         view = memoryview(buffer)
@@ -149,30 +146,38 @@ def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
 class _ValuePickler(EnvelopePickler):
     """Also notes the element types of Arrow's buffers, and factorises columns of strings."""
 
-    def __init__(self, file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any]) -> None:
-        super().__init__(file, protocol=5, buffer_callback=callback)
+    def __init__(
+        self,
+        file: io.BytesIO,
+        protocol: int | None = None,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    ) -> None:
+        super().__init__(file, protocol=protocol, buffer_callback=buffer_callback)
         self._dtypes: dict[int, str] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         """Called for every object of no built-in type; NotImplemented leaves it to cloudpickle."""
         kind = type(obj)
-        room = kind.__module__.partition(".")[0]
-        if room == "numpy" and kind is np.ndarray:
-            reduced = _reduce_objects(obj) if obj.dtype.kind == "O" else _reduce_dates(obj)
-            if reduced is not None:
+        if kind is np.ndarray:
+            reduced = self.attempt(_reduce_objects if obj.dtype.kind == "O" else _reduce_dates, obj)
+            if reduced is not NotImplemented:
                 return reduced
-        elif room == "deepflow" and kind.__name__ == "Parcel":
+        elif kind.__name__ == "Parcel" and own(kind, "__module__").startswith("deepflow."):
             for buffer, dtype in zip(obj.buffers, obj.dtypes, strict=True):
                 if dtype and buffer.nbytes:
                     self._dtypes[_address(buffer)] = dtype
-        elif room == "pyarrow" and kind.__name__.endswith("Array") and hasattr(obj, "buffers"):
+        elif own(kind, "__module__").startswith("pyarrow."):
+            self.attempt(self._note_column, obj)
+        return super().reducer_override(obj)
+
+    def _note_column(self, obj: Any) -> None:
+        name = type(obj).__name__
+        if name.endswith("Array") and hasattr(obj, "buffers"):
             self._note_arrow(obj)
-        elif room == "pyarrow" and kind.__name__ in ("ChunkedArray", "Table", "RecordBatch"):
-            columns = [obj] if kind.__name__ == "ChunkedArray" else obj.columns
-            for column in columns:
+        elif name in ("ChunkedArray", "Table", "RecordBatch"):
+            for column in [obj] if name == "ChunkedArray" else obj.columns:
                 for chunk in getattr(column, "chunks", [column]):
                     self._note_arrow(chunk)
-        return super().reducer_override(obj)
 
     def _note_arrow(self, array: Any) -> None:
         dtype = _ARROW_DTYPES.get(str(array.type).partition("[")[0])
@@ -216,28 +221,29 @@ _ARROW_DTYPES: Final = {
 def _reduce_dates(array: Any) -> Any:
     """Dates and time spans as their integers, since numpy's dates have no buffer of their own."""
     if array.dtype.kind not in "mM" or not array.flags.c_contiguous or not array.dtype.isnative:
-        return None
+        return NotImplemented
     return _viewed, (array.view(np.int64), array.dtype)
 
 
 def _viewed(array: Any, dtype: Any) -> Any:
-    return array.view(dtype)
+    """Writable, as numpy's pickle makes dates whatever they were."""
+    return (array if array.flags.writeable else array.copy()).view(dtype)
 
 
 def _reduce_objects(array: Any) -> Any:
     """Strings, None and NaN that repeat: the distinct ones and a code for each element."""
     if array.size < _FACTORISE_FROM or not (array.flags.c_contiguous or array.flags.f_contiguous):
-        return None
+        return NotImplemented
     order = "C" if array.flags.c_contiguous else "F"
     flat = array.ravel(order=order).tolist()
     if not set(map(type, flat)) <= {str, type(None), float}:
-        return None
+        return NotImplemented
     code_of: dict[Any, int] = {}
     codes = [code_of.setdefault(element, len(code_of)) for element in flat]
     distinct = list(code_of)
     # Floats other than NaN are left alone: 0.0 and -0.0 are one key.
     if len(distinct) * 2 > len(flat) or any(type(d) is float and d == d for d in distinct):
-        return None
+        return NotImplemented
     width = np.uint8 if len(distinct) <= 256 else np.uint16 if len(distinct) <= 65_536 else np.int64
     return _expanded, (distinct, np.array(codes, width), array.shape, order)
 
