@@ -6,13 +6,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SIZE   ?= full
+# Most tests wait for processes more than they compute, so there is one more run of them than cores.
+# A file's tests stay together: they share clusters. The longest files come first (tests/conftest.py).
+JOBS   ?= 3
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 # Command that each Debian package brings: the package is installed only if the command is missing.
 APT_NEEDS := chromium:chromium prometheus:prometheus psql:postgresql
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench apt venv-demo venv-dev clean
+.PHONY: help demo test test-all pytest pytest-all lint bench apt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
@@ -20,11 +24,17 @@ help:  ## list the targets
 demo: $(VENV)/.stamp-demo  ## run the flight-delays flow on this machine (SIZE=tiny|small|full), then stop
 	$(BIN)/deepflow demo --size $(SIZE)
 
-test: lint apt  ## lint, types, layers, and every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+test: $(VENV)/.stamp-dev apt  ## lint, types, layers, and every test but the slow ones
+	@$(MAKE) --no-print-directory -j2 lint pytest
 
-test-all: lint apt  ## the slow ones too (prefect-dask's whole suite on every kind of cluster)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: $(VENV)/.stamp-dev apt  ## the slow ones too (prefect-dask's whole suite on every kind of cluster)
+	@$(MAKE) --no-print-directory -j2 lint pytest-all
+
+pytest: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+
+pytest-all: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

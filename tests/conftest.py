@@ -1,6 +1,8 @@
 """For all tests: what flow runs leave behind goes to a folder of the tests' own, and no luck.
 
-Properties are tried on the same examples in every run, and however long one takes.
+Properties are tried on the same examples in every run, and however long one takes. Files run side
+by side in several processes (`make test`), each with a server, clusters and folders of its own; the
+files that take longest begin first, so that no process is left alone with one at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +15,22 @@ from hypothesis import settings
 
 settings.register_profile("deepflow", derandomize=True, deadline=None)
 settings.load_profile("deepflow")
+
+
+LONGEST_FIRST = (
+    "test_prefect_dask_suite.py",
+    "test_demo.py",
+    "test_benchmarks.py",
+    "test_placement_live.py",
+    "test_examples.py",
+)
+"""Names of files, by what they take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, in their order; the others keep theirs."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

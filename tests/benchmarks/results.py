@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distributed.diagnostics.plugin import SchedulerPlugin
+
 SIZE_TOLERANCE = 0.05
 WANTED_RATIO = 5.0
 _N = 4_000_000
@@ -63,6 +65,29 @@ def payloads() -> dict[str, tuple[Callable[[], Any], int]]:
     }
 
 
+class NotedSizes(SchedulerPlugin):
+    """Notes the size that the scheduler has for each result, for results may be let go at once."""
+
+    name = "noted-sizes"
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self.n_bytes: dict[str, int] = {}
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """Note the size of a result that is there."""
+        if finish == "memory":
+            self.n_bytes[str(key)] = int(self._scheduler.tasks[key].nbytes)
+
+    def of(self, key: str) -> int:
+        """The size noted under a key; Dask hears of a result a moment after the driver."""
+        deadline_s = time.monotonic() + 60
+        while key not in self.n_bytes:
+            assert time.monotonic() < deadline_s, f"the scheduler has no result {key}"
+            time.sleep(0.01)
+        return self.n_bytes[key]
+
+
 def sizes(cluster: Any) -> list[dict[str, Any]]:
     """What the scheduler has for each payload."""
     from prefect import flow, task
@@ -70,28 +95,27 @@ def sizes(cluster: Any) -> list[dict[str, Any]]:
     from deepflow import DeepflowTaskRunner, hints
 
     kinds = payloads()
+    noted = NotedSizes(cluster.scheduler)
+
+    async def begin() -> None:
+        cluster.scheduler.add_plugin(noted)
+
+    cluster.sync(begin)
 
     @task
     def make(maker: Callable[[], Any]) -> Any:
         return maker()
 
     @flow(task_runner=DeepflowTaskRunner(cluster=cluster))
-    def run() -> dict[str, int]:
-        seen: dict[str, int] = {}
+    def run() -> dict[str, str]:
         with hints(batch=False):
             futures = {name: make.submit(maker) for name, (maker, _) in kinds.items()}
-        for name, future in futures.items():
+        for future in futures.values():
             future.wait()
-            dask_future = future.wrapped_future
-            client = dask_future.client
-            client.sync(dask_future._state.wait)
-            (seen[name],) = client.run_on_scheduler(
-                lambda dask_scheduler, key: [dask_scheduler.tasks[key].nbytes],
-                key=dask_future.key,
-            )
-        return seen
+        return {name: future.wrapped_future.key for name, future in futures.items()}
 
-    seen = run()
+    # Not from inside the flow, for what it closes over travels to the workers.
+    seen = {name: noted.of(key) for name, key in run().items()}
     return [
         {
             "payload": name,

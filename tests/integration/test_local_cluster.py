@@ -74,7 +74,7 @@ def test_threads_memory_resources_and_labels_are_those_of_the_class(client: Clie
         ({"labels": {"rack": "a"}}, {"cpu-0", "cpu-1"}),
         ({"labels": {"rack": "b", "zone": "x"}}, {"gpu-0"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_task_lands_only_where_its_hints_are_met(
     client: Client, said: dict[str, object], allowed: set[str]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,9 +60,9 @@ def carry(
     parts: Sequence[Part],
     choosing: object,
     pool: ThreadPoolExecutor,
-    between: Callable[[bytes], bytes] | None = None,
+    instead: bytes | None = None,
 ) -> tuple[list[bytes], stream.Progress, stream.Progress | BaseException]:
-    """Send and receive; `between` changes what is on the way. The sender's error is returned."""
+    """Send and receive, or receive what is given `instead`. The sender's error is returned."""
     here, there = socket.socketpair()
     here.settimeout(20)
     there.settimeout(20)
@@ -71,10 +72,10 @@ def carry(
         try:
             with there:
                 assert stream.read_ask(there) == b"t" * 16
-                if between is None:
+                if instead is None:
                     sent.append(stream.send(there, parts, choosing, pool))  # type: ignore[arg-type]
                 else:
-                    there.sendall(between(recorded(parts, choosing, pool)))
+                    there.sendall(instead)
         except BaseException as exc:  # noqa: BLE001 - looked at by the test
             sent.append(exc)
 
@@ -89,23 +90,34 @@ def carry(
     return [bytes(view) for view in views], got, sent[0] if sent else got
 
 
+class Tap:
+    """The receiving end of a socket that keeps what was read; the request stays unsent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.content = bytearray()
+
+    def sendall(self, octets: bytes) -> None:
+        if len(octets) == 1:
+            self._sock.sendall(octets)
+
+    def recv_into(self, out: memoryview) -> int:
+        n_read = self._sock.recv_into(out)
+        self.content += out[:n_read]
+        return n_read
+
+
 def recorded(parts: Sequence[Part], choosing: object, pool: ThreadPoolExecutor) -> bytes:
     """The bytes that `send` sends."""
     here, there = socket.socketpair()
     sender = threading.Thread(target=stream.send, args=(there, parts, choosing, pool))
-    sender.start()
-    content = b""
-    with here:
-        here.settimeout(0.3)
-        try:
-            while chunk := here.recv(1 << 20):
-                content += chunk
-        except TimeoutError:
-            pass
-        here.sendall(b"\x06")
+    views = [np.empty(part.octets.nbytes, np.uint8).data for part in parts]
+    tap: Any = Tap(here)
+    with here, there:
+        sender.start()
+        stream.receive(tap, b"t" * 16, views, [part.dtype for part in parts], pool)
         sender.join()
-    there.close()
-    return content
+    return bytes(tap.content)
 
 
 SMOOTH = np.cumsum(np.random.default_rng(0).normal(size=600_000)).round(2)
@@ -177,8 +189,9 @@ def test_a_request_of_another_version_is_refused() -> None:
 
 def test_a_sender_that_dies_is_an_error(pool: ThreadPoolExecutor) -> None:
     parts = parts_of(SMOOTH)
+    content = recorded(parts, Always("pco"), pool)
     with pytest.raises((EOFError, OSError)):
-        carry(parts, Always("pco"), pool, lambda content: content[: len(content) // 2])
+        carry(parts, Always("pco"), pool, content[: len(content) // 2])
 
 
 PARTS = parts_of(SMOOTH[:20_000], b"some text " * 2_000)
@@ -201,7 +214,7 @@ def test_no_damage_passes_for_a_value(
     if data.draw(st.booleans()):
         damaged = damaged[:at]
     with pytest.raises((FrameError, EOFError, OSError)):
-        carry(PARTS, Always("raw"), pool, lambda _: bytes(damaged))
+        carry(PARTS, Always("raw"), pool, bytes(damaged))
 
 
 def test_parts_of_a_value_make_the_value_again(pool: ThreadPoolExecutor) -> None:
