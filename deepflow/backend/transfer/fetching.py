@@ -131,6 +131,8 @@ class Fetcher:
             except BaseException:
                 with contextlib.suppress(OSError):
                     await comm.write("failed")
+                # The peer ends this connection: whoever asks next must not be given it.
+                comm.abort()
                 raise
             await comm.write("OK")
             return fetched
