@@ -8,6 +8,13 @@ They are Prefect's own engines; what differs is at the edges:
 - `timeout_seconds` is kept for sync tasks on worker threads, and a running task can be
   interrupted: between two bytecodes of a thread, at the next `await` of a coroutine, or by
   killing the process of an isolated task.
+
+A sync call with a time-out runs in a thread beside the worker's, for only a thread that waits can
+stop waiting: at the deadline the call is asked to stop and, where it blocks in C, left behind. It
+is lent the worker's slot (`slots.py`), so Dask can be used in it as in any task. The price: a
+thread is started for each such call, and what the user's code keeps in `threading.local` does not
+last from one timed call to the next. An async task is stopped at an `await`, as by Prefect: one
+that blocks its event loop is timed out when it comes back to it.
 """
 
 from __future__ import annotations
@@ -39,13 +46,16 @@ from prefect.task_engine import (
 from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.engine import link_state_to_task_run_result
 
+from deepflow.observe import metrics
 from deepflow.runner.durable import DurableRecord
 from deepflow.runner.isolated import call_isolated
-from deepflow.runner.slots import Slot, current_slot
+from deepflow.runner.slots import Slot, slot_of_call
 
 Emit = Callable[[TaskRun, State[Any] | None, State[Any]], None]
 
 _LARGE_INPUT_BYTES = 1 << 20
+_UNWIND_S = 0.25
+"""How long a call that was asked to stop may take for its `finally` blocks."""
 CANCELLED_MESSAGE = "Cancelled while it was running."
 
 
@@ -242,56 +252,95 @@ class SyncEngine(_Edges, SyncTaskRunEngine[Any, Any]):
         timeout_s = self.task.timeout_seconds
         if self._isolate:
             return call_isolated(self.task, parameters, timeout_s, self.seat)
-        if timeout_s is not None:
-            return _call_with_deadline(
-                lambda: call_with_parameters(self.task.fn, parameters), timeout_s, self.seat
-            )
-        ident = threading.get_ident()
-        with self.seat.interruptible(
-            lambda: _raise_in_thread(ident, Interrupted), lambda: _raise_in_thread(ident, None)
-        ):
-            return call_with_parameters(self.task.fn, parameters)
+        with slot_of_call() as slot:
+            if timeout_s is not None:
+                call = TimedCall(lambda: call_with_parameters(self.task.fn, parameters), slot)
+                return call.outcome(timeout_s, self.seat)
+            ident = threading.get_ident()
+            with self.seat.interruptible(
+                lambda: _raise_in_thread(ident, Interrupted), lambda: _raise_in_thread(ident, None)
+            ):
+                return call_with_parameters(self.task.fn, parameters)
 
 
-def _call_with_deadline(call: Callable[[], Any], timeout_s: float, seat: Seat) -> Any:
-    """Call in a thread of its own and stop waiting at the deadline.
+class TimedCall:
+    """A call in a thread of its own, for which nobody waits beyond a deadline.
 
-    A thread cannot be killed: at the deadline the call is asked to stop (an exception at its next
-    bytecode) and abandoned, so the caller's slot is free again even where it blocks in C.
-
-    Raises:
-        TaskRunTimeoutError: the call had not returned after `timeout_s` seconds.
+    A thread cannot be killed: it is asked to stop, once, by an exception at its next bytecode, and
+    gets a moment for its `finally` blocks. Whatever it does afterwards, its outcome is not looked
+    at, and its slot is closed to it.
     """
-    outcome: list[tuple[bool, Any]] = []
-    slot = current_slot.get() or Slot()
-    context = contextvars.copy_context()
 
-    def body() -> None:
+    def __init__(self, call: Callable[[], Any], slot: Slot) -> None:
+        self._call = call
+        self._slot = slot
+        self._context = contextvars.copy_context()
+        self._outcome: tuple[bool, Any] | None = None
+        self._lock = threading.Lock()
+        self._ident: int | None = None
+        self._has_returned = False
+        self._is_stopped = False
+        self._ended = threading.Event()
+        self._woken = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name=f"{threading.current_thread().name}-timed-call", daemon=True
+        )
+
+    def outcome(self, timeout_s: float, seat: Seat) -> Any:
+        """Make the call; its value.
+
+        Raises:
+            TaskRunTimeoutError: the call had not returned after `timeout_s` seconds.
+            Interrupted: the run was cancelled.
+            BaseException: what the call raised.
+        """
+        with seat.interruptible(self._stop):
+            self._thread.start()
+            self._woken.wait(timeout_s)
+        self._stop()
+        if self._is_stopped and not self._ended.wait(_UNWIND_S):
+            metrics.inc("deepflow_fallbacks_total", kind="thread_abandoned")
+        if self._is_stopped or self._outcome is None:
+            if seat.cancelled:
+                raise Interrupted(CANCELLED_MESSAGE)
+            raise TaskRunTimeoutError(f"no result after {timeout_s} second(s)")
+        (ok, value), self._outcome = self._outcome, None
+        if ok:
+            return value
+        raise value
+
+    def _stop(self) -> None:
+        """Ask the call to stop, unless it has returned."""
+        with self._lock:
+            if not self._has_returned and not self._is_stopped:
+                self._is_stopped = True
+                if self._ident is not None:
+                    # It is alive as long as the lock is held, so no other thread has its number.
+                    _raise_in_thread(self._ident, Interrupted)
+        self._woken.set()
+
+    def _run(self) -> None:
         try:
-            outcome.append((True, context.run(call)))
-        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
-            outcome.append((False, exc))
+            with self._slot.lent():
+                with self._lock:
+                    if self._is_stopped:
+                        return  # before it had begun
+                    self._ident = threading.get_ident()
+                self._make()
+        except Interrupted:
+            pass  # it came when the call had returned
         finally:
-            slot.finished()
+            self._ended.set()
+            self._woken.set()
 
-    thread = threading.Thread(target=body, name="deepflow-timed-call", daemon=True)
-
-    def stop() -> None:
-        _raise_in_thread(thread.ident or 0, Interrupted)
-        slot.finished()
-
-    with seat.interruptible(stop):
-        thread.start()
-        slot.serve(timeout_s)
-    if not outcome:
-        _raise_in_thread(thread.ident or 0, Interrupted)
-        if seat.cancelled:
-            raise Interrupted(CANCELLED_MESSAGE)
-        raise TaskRunTimeoutError(f"no result after {timeout_s} second(s)")
-    ok, value = outcome[0]
-    if ok:
-        return value
-    raise value
+    def _make(self) -> None:
+        try:
+            outcome = (True, self._context.run(self._call))
+        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
+            outcome = (False, exc)
+        with self._lock:
+            self._has_returned = True
+            self._outcome = outcome
 
 
 def _stop_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
@@ -337,6 +386,6 @@ class AsyncEngine(_Edges, AsyncTaskRunEngine[Any, Any]):
             )
         loop, current = asyncio.get_running_loop(), asyncio.current_task()
         assert current is not None
-        with self.seat.interruptible(lambda: _stop_task(loop, current)):
+        with slot_of_call(), self.seat.interruptible(lambda: _stop_task(loop, current)):
             awaitable: Any = call_with_parameters(self.task.fn, parameters)
             return await awaitable
