@@ -1,12 +1,12 @@
 """What a dispatcher knows of its runs, and the one lock under which that changes.
 
 Lock discipline: an item, its job and everything on the board change only inside a turn
-(`with board.turn():`). Turns exclude each other and may be nested. Items that are finished in a
-turn are called back when the outermost turn has ended, without the lock, for a callback is the
-user's code or Prefect's and may submit, wait or cancel. What waits for the network is done outside
-turns. Two rare things are not: what the cluster has lost (a large argument, a context, a task's
-code) is sent again within the turn that needs it, and so is the event of a run that was submitted
-inside a task and gets its end here.
+(`with board.turn():`). Turns exclude each other and may be nested. What users have asked to be
+called for items that are finished in a turn is put in line when the outermost turn has ended, and
+called by threads of its own (`calling.py`), for it may submit, wait, cancel or block. What waits
+for the network is done outside turns. Two rare things are not: what the cluster has lost (a large
+argument, a context, a task's code) is sent again within the turn that needs it, and so is the event
+of a run that was submitted inside a task and gets its end here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from deepflow.decide.batching import RunTime
+from deepflow.runner.calling import CallingThreads
 from deepflow.runner.items import Item
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Board:
         self._changed = threading.Condition(self._lock)
         self._depth = 0
         self._finished: list[Item] = []
+        self._callbacks_lock = threading.Lock()
+        self.calling = CallingThreads(logger)
 
     @contextmanager
     def turn(self) -> Generator[None, None, None]:
@@ -57,7 +61,7 @@ class Board:
                         finished, self._finished = self._finished, []
         finally:
             for item in finished:
-                item.call_back()
+                self._call_back(item)
 
     def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Whether `holds()` came true within `timeout_s` seconds; not in a turn.
@@ -103,11 +107,39 @@ class Board:
         return len(self._open)
 
     def finished(self, item: Item) -> None:
-        """`item` has reached its final state: call it back after this turn."""
+        """`item` has reached its final state: what waits for that is called after this turn."""
         self._open.pop(item.run_id, None)
         self._finished.append(item)
         if not self._open:
             self._changed.notify_all()
+
+    # -- calling back --------------------------------------------------------------------------
+
+    def when_done(self, item: Item, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once `item` is done, after those that were added before.
+
+        False where that is so now: it is for the caller to call it.
+        """
+        with self._callbacks_lock:
+            if item.is_done and not item.callbacks:
+                return False
+            item.callbacks.append(callback)
+            is_late = item.is_called_back
+        if is_late:
+            self.calling.put(item.run_id, partial(self._call_next, item))
+        return True
+
+    def _call_back(self, item: Item) -> None:
+        with self._callbacks_lock:
+            item.is_called_back = True
+            n_callbacks = len(item.callbacks)
+        for _ in range(n_callbacks):
+            self.calling.put(item.run_id, partial(self._call_next, item))
+
+    def _call_next(self, item: Item) -> None:
+        with self._callbacks_lock:
+            callback = item.callbacks.pop(0)
+        callback()
 
     # -- what was seen -------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ This is where the parts are put together; each knows only those before it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -140,6 +140,14 @@ class Dispatcher:
         """The item of a run submitted here, while somebody holds its future."""
         return self._board.find(run_id)
 
+    def when_done(self, item: Item, callback: Callable[[], None]) -> bool:
+        """Have `callback` called once `item` is done; False if it is, and nothing is called."""
+        return self._board.when_done(item, callback)
+
+    def call_now(self, callback: Callable[[], None]) -> None:
+        """Call it; what it raises is logged and counted."""
+        self._board.calling.call(callback)
+
     def open_items(self) -> list[Item]:
         """Items that are not done."""
         return self._board.open_items()
@@ -161,6 +169,10 @@ class Dispatcher:
     def wait_idle(self, timeout_s: float) -> bool:
         """Whether everything was done within `timeout_s` seconds."""
         return self._board.wait_until(lambda: self._board.n_open == 0, timeout_s)
+
+    def wait_called(self, timeout_s: float) -> bool:
+        """Whether all that is to be called for finished runs has returned in time."""
+        return self._board.calling.wait_idle(timeout_s)
 
     def drain(self, n_sent: Mapping[str, int], timeout_s: float) -> None:
         """Wait until as many reports were taken in from each worker as it says it has sent."""

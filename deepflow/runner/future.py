@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from distributed import Future
@@ -119,19 +120,28 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
         return True
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
-        """Call `fn` with this future once the run is done (at once, if it is)."""
-        slot = current_slot.get()
-        if slot is None or self._item.is_done:
-            self._item.when_done(lambda: fn(self))
-            return
-        # Inside a task: `as_completed` waits for the call, and must not hold the slot meanwhile.
-        slot.leave_for_callback()
+        """Call `fn` with this future once the run is done: here and now, if it is.
+
+        Else it is called in a thread for such functions, in the present context; it may wait,
+        submit and block. The functions of a future are called in the order in which they were
+        added. What one raises is logged.
+        """
+        slot = current_slot.get() if not self._item.is_done else None
+        if slot is not None:
+            # In a task: `as_completed` waits for the call, and must not hold the slot meanwhile.
+            slot.leave_for_callback()
+        context = copy_context()
+        context.run(current_slot.set, None)  # the thread that calls it holds no slot
 
         def call() -> None:
-            slot.called_back()
-            fn(self)
+            if slot is not None:
+                slot.called_back()
+            context.run(fn, self)
 
-        self._item.when_done(call)
+        if not self._dispatcher.when_done(self._item, call):
+            if slot is not None:
+                slot.called_back()
+            self._dispatcher.call_now(lambda: fn(self))
 
     def _wait(self, timeout_s: float | None) -> bool:
         item = self._item

@@ -199,16 +199,17 @@ class Item:
 
     __slots__ = (
         "__weakref__",
-        "_callbacks",
         "_event",
         "assets",
         "blob",
         "call",
+        "callbacks",
         "code",
         "dependents",
         "dynamic_key",
         "failures",
         "inputs",
+        "is_called_back",
         "is_cancelling",
         "is_done",
         "is_waiting",
@@ -275,7 +276,10 @@ class Item:
         self.worker: str | None = None
         self.blob: bytes | None = None
         self.state_type = ""
-        self._callbacks: list[Callable[[], None]] = []
+        self.callbacks: list[Callable[[], None]] = []
+        """What is to be called once the run is done and was not called yet; the board's."""
+        self.is_called_back = False
+        """Whether those that were there at the run's end have been put in line."""
         self._event: threading.Event | None = None
 
     def spec(self, sources: tuple[Source, ...], waits: tuple[Wait, ...]) -> ItemSpec:
@@ -333,23 +337,6 @@ class Item:
         if self.is_done:
             return True
         return event.wait(timeout_s)
-
-    def when_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the item is done (at once, if it is)."""
-        if not self.is_done:
-            self._callbacks.append(callback)
-            if not self.is_done:
-                return
-            try:
-                self._callbacks.remove(callback)
-            except ValueError:
-                return  # it was called in between
-        callback()
-
-    def call_back(self) -> None:
-        """Run the callbacks; not under any lock."""
-        while self._callbacks:
-            self._callbacks.pop(0)()
 
 
 @dataclass(eq=False)

@@ -87,7 +87,7 @@ class Reports:
                 metrics.inc("deepflow_events_coalesced_total", message.coalesced)
             if message.events and self._recorder is not None:
                 self._recorder.put(message.events)
-        # In a turn of its own: who waits for this report waits for its callbacks, too.
+        # In a turn of its own: by then, what is to be called for these runs is in line.
         with self._board.turn():
             self._n_taken[message.worker] = self._n_taken.get(message.worker, 0) + 1
             self._board.notify()

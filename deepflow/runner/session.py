@@ -52,6 +52,7 @@ from deepflow.runner.references import References
 from deepflow.runner.shared import SharedArguments
 from deepflow.runner.wire import BlobRef, Outcomes, dumps
 from deepflow.runner.worker_plugin import (
+    FLUSH_TIMEOUT_S,
     DeepflowWorkerPlugin,
     take_leave,
     this_process,
@@ -67,6 +68,8 @@ _OFFERS_EVERY_S = 5.0
 _INLINE_CODE_BYTES = 4096
 _RECENT_CODE_BYTES = 16 << 20
 _CAPTURED_WARN_BYTES = 1_000_000
+_MAX_ROUNDS = 3
+"""How often at the end what done-callbacks have submitted is waited for."""
 
 
 class Session:
@@ -402,9 +405,7 @@ class Session:
         run = "" if self.placing is None else self.placing.run
         moved: list[Moved] = []
         try:
-            open_items = dispatcher.open_items()
-            if open_items:
-                self._settle(open_items, failed)
+            self._settle_all(failed)
             if self.client.status == "running":
                 try:
                     said: dict[str, tuple[int, list[Moved]]] = self.client.run(
@@ -435,6 +436,7 @@ class Session:
     def close_nested(self) -> None:
         """As `close`, of a session inside a task: the flow run is over, and its driver has gone."""
         self.dispatcher.abandon("The flow run ended before this run did.")
+        self._wait_called(min(self.settings.shutdown_s, FLUSH_TIMEOUT_S))
         self.dispatcher.close()
         if self.client.status == "running":
             self._take_back_blobs()
@@ -443,6 +445,32 @@ class Session:
         codes = [code.ref for code in self._codes.values() if code.ref is not None]
         for ref in (*self._blobs.values(), *codes):
             self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
+
+    def _settle_all(self, failed: bool) -> None:
+        """Give every run its end, and have called what was to be called then.
+
+        What that submits gets its end, too; what has not returned in time is left behind.
+        """
+        for _ in range(_MAX_ROUNDS):
+            if open_items := self.dispatcher.open_items():
+                self._settle(open_items, failed)
+            if not self._wait_called(self.settings.shutdown_s):
+                break
+            if not self.dispatcher.open_items():
+                return
+        if open_items := self.dispatcher.open_items():
+            self._settle(open_items, failed=True)
+
+    def _wait_called(self, timeout_s: float) -> bool:
+        if self.dispatcher.wait_called(timeout_s):
+            return True
+        metrics.inc("deepflow_fallbacks_total", kind="callback_left_behind")
+        self.logger.warning(
+            "Functions given to `add_done_callback` had not returned %.3g s after the last run had "
+            "ended; the flow run ends without them.",
+            timeout_s,
+        )
+        return False
 
     def _settle(self, open_items: list[Item], failed: bool) -> None:
         dispatcher, settings = self.dispatcher, self.settings

@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,6 +32,8 @@ from distributed.utils import (  # type: ignore[attr-defined]  # the second is i
     thread_state,
 )
 from distributed.worker_state_machine import SecedeEvent
+
+from deepflow.runner.calling import waiting
 
 _LENT = ("start_time", "execution_state", "key")
 """What Dask keeps of a task in the thread that runs it."""
@@ -293,10 +295,10 @@ def slot_of_call() -> Generator[Slot, None, None]:
 
 @contextmanager
 def slot_left() -> Generator[None, None, None]:
-    """Leave the worker slot of the current job, if there is one, for the time of the block."""
+    """Leave the worker slot of the current job, if there is one, for the time of the block.
+
+    A thread that calls what users have asked to be called holds no slot, but others up.
+    """
     slot = current_slot.get()
-    if slot is None:
+    with waiting(), slot.left() if slot is not None else nullcontext():
         yield
-    else:
-        with slot.left():
-            yield

@@ -17,6 +17,7 @@ from deepflow.runner.items import Code, Item
 from deepflow.runner.reactor import Reactor
 
 LOGGER = logging.getLogger("deepflow.tests")
+PATIENCE_S = 30.0
 
 
 class _Template:
@@ -47,34 +48,74 @@ def is_free(board: Board) -> bool:
         return other.submit(take).result()
 
 
+def finish(board: Board, *items: Item) -> None:
+    """Settle items in one turn."""
+    with board.turn():
+        for one in items:
+            one.settle(b"", "COMPLETED")
+            board.finished(one)
+
+
 def test_a_finished_item_is_called_back_after_the_outermost_turn_and_without_the_lock() -> None:
     board = Board(LOGGER)
     done = item(board)
     seen: list[bool] = []
-    done.when_done(lambda: seen.append(is_free(board)))
+    assert board.when_done(done, lambda: seen.append(is_free(board)))
     with board.turn():
-        with board.turn():
-            done.settle(b"", "COMPLETED")
-            board.finished(done)
+        finish(board, done)
+        assert board.calling.wait_idle(0)
         assert seen == []
+    assert board.calling.wait_idle(PATIENCE_S)
     assert seen == [True]
     assert board.n_open == 0
+
+
+def test_no_callback_runs_in_the_thread_that_finishes_the_item() -> None:
+    board = Board(LOGGER)
+    done = item(board)
+    threads: list[str] = []
+    board.when_done(done, lambda: threads.append(threading.current_thread().name))
+    finish(board, done)
+    assert board.calling.wait_idle(PATIENCE_S)
+    assert threads == ["deepflow-callbacks"]
+
+
+def test_callbacks_of_an_item_are_called_in_order_also_those_that_come_late() -> None:
+    board = Board(LOGGER)
+    done = item(board)
+    begun, go_on = threading.Event(), threading.Event()
+    order: list[int] = []
+
+    def first() -> None:
+        order.append(1)
+        begun.set()
+        go_on.wait(PATIENCE_S)
+
+    board.when_done(done, first)
+    board.when_done(done, lambda: order.append(2))
+    finish(board, done)
+    assert begun.wait(PATIENCE_S)
+    assert board.when_done(done, lambda: order.append(3))
+    go_on.set()
+    assert board.calling.wait_idle(PATIENCE_S)
+    assert order == [1, 2, 3]
+    assert not board.when_done(done, lambda: order.append(4)), "nothing is before it"
 
 
 def test_a_turn_that_fails_still_calls_back_what_it_had_finished() -> None:
     board = Board(LOGGER)
     done = item(board)
     seen: list[str] = []
-    done.when_done(lambda: seen.append("called"))
+    board.when_done(done, lambda: seen.append("called"))
 
     def fail() -> None:
         with board.turn():
-            done.settle(b"", "COMPLETED")
-            board.finished(done)
+            finish(board, done)
             raise ValueError("in the middle of a turn")
 
     with pytest.raises(ValueError, match="in the middle"):
         fail()
+    assert board.calling.wait_idle(PATIENCE_S)
     assert seen == ["called"]
     assert is_free(board)
 
@@ -86,15 +127,12 @@ def test_a_callback_may_take_a_turn_and_finish_others() -> None:
 
     def finish_second() -> None:
         order.append("first")
-        with board.turn():
-            second.settle(b"", "COMPLETED")
-            board.finished(second)
+        finish(board, second)
 
-    first.when_done(finish_second)
-    second.when_done(lambda: order.append("second"))
-    with board.turn():
-        first.settle(b"", "COMPLETED")
-        board.finished(first)
+    board.when_done(first, finish_second)
+    board.when_done(second, lambda: order.append("second"))
+    finish(board, first)
+    assert board.calling.wait_idle(PATIENCE_S)
     assert order == ["first", "second"]
 
 
@@ -110,12 +148,7 @@ def test_a_waiter_is_told_when_the_last_open_item_is_done() -> None:
     board = Board(LOGGER)
     last = item(board)
 
-    def finish() -> None:
-        with board.turn():
-            last.settle(b"", "COMPLETED")
-            board.finished(last)
-
-    threading.Timer(0.05, finish).start()
+    threading.Timer(0.05, lambda: finish(board, last)).start()
     assert board.wait_until(lambda: board.n_open == 0, 20.0)
     assert not board.wait_until(lambda: False, 0.0)
 
