@@ -15,13 +15,44 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Candidate", "Room", "cost_per_byte", "place_for", "victims"]
+__all__ = ["Backoff", "Candidate", "Room", "cost_per_byte", "place_for", "victims"]
 
 NO_USE_CHANCE: Final = 0.02
 """For what no task of this worker waits for: another worker or the driver may still ask."""
 LOSS_RISK: Final = 0.01
 WORTH_MEMORY_RATIO: Final = 1.5
 """Compressed in memory a value still takes memory: it has to shrink by a third."""
+
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When what has failed in passing is tried again: after a pause that doubles up to a limit."""
+
+    n_failed: int = 0
+    """Times that it failed since it last succeeded."""
+    due_s: float = float("-inf")
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it may be tried."""
+        return now_s >= self.due_s
+
+    def failed(self, now_s: float) -> None:
+        """It failed once more."""
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.n_failed, 60))
+        self.n_failed += 1
+        self.due_s = now_s + pause_s
+
+    def sooner(self, at_s: float) -> None:
+        """Something has changed in its favour: it is tried then, if not before."""
+        self.due_s = min(self.due_s, at_s)
+
+    def succeeded(self) -> None:
+        """It succeeded: nothing is remembered."""
+        self.n_failed, self.due_s = 0, float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

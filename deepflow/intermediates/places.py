@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,10 @@ class Place(Protocol):
     """One tier. Thread-safe."""
 
     name: str
-    used_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        """What the values in it take."""
 
     def room_bytes(self) -> int:
         """How much more it takes."""
@@ -56,15 +60,52 @@ class Place(Protocol):
         """Remove everything."""
 
 
+class _Sizes:
+    """What the values in a place take. Exact although several threads write and remove."""
+
+    def __init__(self) -> None:
+        self.used_bytes = 0
+        self._lock = threading.Lock()
+        self._of: dict[Any, int] = {}
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._of
+
+    def add(self, token: Any, n_bytes: int) -> None:
+        """A value has come."""
+        with self._lock:
+            self._of[token] = n_bytes
+            self.used_bytes += n_bytes
+
+    def discard(self, token: Any) -> bool:
+        """A value has gone; whether it was known."""
+        with self._lock:
+            n_bytes = self._of.pop(token, None)
+            self.used_bytes -= n_bytes or 0
+            return n_bytes is not None
+
+    def clear(self) -> None:
+        """All have gone."""
+        with self._lock:
+            self._of.clear()
+            self.used_bytes = 0
+
+
 class InMemory:
     """Bytes in this process."""
 
     name = "memory"
 
     def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes, self.used_bytes = limit_bytes, 0
+        self.limit_bytes = limit_bytes
+        self._sizes = _Sizes()
         self._kept: dict[int, bytes] = {}
         self._numbers = itertools.count()
+
+    @property
+    def used_bytes(self) -> int:
+        """What is kept."""
+        return self._sizes.used_bytes
 
     def room_bytes(self) -> int:
         """How much more it takes."""
@@ -74,7 +115,7 @@ class InMemory:
         """Keep a copy."""
         number = next(self._numbers)
         joined = self._kept[number] = b"".join(buffers)
-        self.used_bytes += len(joined)
+        self._sizes.add(number, len(joined))
         return number
 
     def read(self, token: int) -> memoryview:
@@ -86,12 +127,13 @@ class InMemory:
 
     def remove(self, token: int) -> None:
         """Forget them."""
-        self.used_bytes -= len(self._kept.pop(token, b""))
+        self._kept.pop(token, None)
+        self._sizes.discard(token)
 
     def close(self) -> None:
         """Remove everything."""
         self._kept.clear()
-        self.used_bytes = 0
+        self._sizes.clear()
 
 
 class Disk:
@@ -100,14 +142,23 @@ class Disk:
     name = "disk"
 
     def __init__(self, folder: Path, limit_bytes: int | None) -> None:
-        self.folder, self.limit_bytes, self.used_bytes = folder, limit_bytes, 0
-        self._sizes: dict[str, int] = {}
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self._sizes = _Sizes()
         self._numbers = itertools.count()
         folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def used_bytes(self) -> int:
+        """What the files take."""
+        return self._sizes.used_bytes
+
     def room_bytes(self) -> int:
         """Up to the limit, and to a twentieth of the file system that is left free."""
-        found = os.statvfs(self.folder)
+        try:
+            found = os.statvfs(self.folder)
+        except FileNotFoundError:  # somebody has cleaned up: what was there is lost, no more
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = os.statvfs(self.folder)
         free = int(found.f_frsize * (found.f_bavail - _FREE_SHARE * found.f_blocks))
         return free if self.limit_bytes is None else min(free, self.limit_bytes - self.used_bytes)
 
@@ -124,9 +175,7 @@ class Disk:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        self._sizes[name] = size
-        self.used_bytes += size
+        self._sizes.add(name, sum(memoryview(buffer).nbytes for buffer in buffers))
         return name
 
     def read(self, token: str) -> memoryview:
@@ -143,7 +192,7 @@ class Disk:
 
     def remove(self, token: str) -> None:
         """Remove the file."""
-        self.used_bytes -= self._sizes.pop(token, 0)
+        self._sizes.discard(token)
         with contextlib.suppress(OSError):
             (self.folder / token).unlink(missing_ok=True)
 
@@ -151,7 +200,6 @@ class Disk:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._sizes.clear()
-        self.used_bytes = 0
 
 
 class Remote:
@@ -165,10 +213,15 @@ class Remote:
 
         self._files, root = fsspec.core.url_to_fs(url)
         self._root = f"{root.rstrip('/')}/{owner}"
-        self.limit_bytes, self.used_bytes = limit_bytes, 0
-        self._sizes: dict[str, int] = {}
+        self.limit_bytes = limit_bytes
+        self._sizes = _Sizes()
         self._numbers = itertools.count()
         self._removing = ThreadPoolExecutor(1, "deepflow-remove")
+
+    @property
+    def used_bytes(self) -> int:
+        """What the objects take."""
+        return self._sizes.used_bytes
 
     def room_bytes(self) -> int:
         """How much more it takes; no end where it has no limit."""
@@ -186,8 +239,7 @@ class Remote:
             _persistently(put)
         except Exception as exc:
             raise OSError(f"{self._root} does not take a value: {exc!r}") from exc
-        self._sizes[name] = len(content)
-        self.used_bytes += len(content)
+        self._sizes.add(name, len(content))
         return name
 
     def read(self, token: str) -> memoryview:
@@ -203,9 +255,7 @@ class Remote:
 
     def remove(self, token: str) -> None:
         """Remove the object; one that the store does not let go of is left to it."""
-        size = self._sizes.pop(token, None)
-        if size is not None:
-            self.used_bytes -= size
+        if self._sizes.discard(token):
             with contextlib.suppress(RuntimeError):  # closed meanwhile: the whole folder goes
                 self._removing.submit(self._remove, f"{self._root}/{token}")
 
@@ -217,7 +267,6 @@ class Remote:
         """Remove everything, and wait for it: seconds where the store does not answer."""
         self._removing.shutdown(cancel_futures=True)
         self._sizes.clear()
-        self.used_bytes = 0
         with contextlib.suppress(Exception):
             _persistently(lambda: self._files.rm(self._root, recursive=True))
 

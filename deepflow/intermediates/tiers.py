@@ -4,6 +4,13 @@ Heap, then coded in memory, then disk, then an object store. One thread evicts i
 another reads back what tasks are about to want, so that who sets and gets values waits as rarely as
 can be. A copy on disk or in a store is kept when its value is read back: to evict that again costs
 nothing. A stored copy that is damaged or gone is a lost value (`ValueLostError`), never another.
+
+A value that cannot leave is one of two kinds. What fails *in passing* (it was read meanwhile, a
+place is full or does not answer, memory is short) is tried again after a pause that doubles, and
+sooner when room comes back. What *lasts* (it cannot be pickled, it lives only in this process, no
+place takes such a value) pins the value. Where only pinned values are left, nobody waits for room.
+The store asks its owner through hooks, runs the users' pickling code and writes to places: none of
+these can end its threads, whatever they raise.
 """
 
 from __future__ import annotations
@@ -13,16 +20,17 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from dask.sizeof import sizeof
+from distributed.sizeof import safe_sizeof
 
-from deepflow.decide.evict import Candidate, Room, place_for, victims
+from deepflow.decide.evict import Backoff, Candidate, Room, place_for, victims
 from deepflow.errors import FrameError, ValueLostError
 from deepflow.intermediates import sampling, values
-from deepflow.intermediates.codecs import element_bytes
+from deepflow.intermediates.codecs import Buffer, element_bytes
 from deepflow.intermediates.places import Place
 
 __all__ = ["Hooks", "TieredStore", "Use"]
@@ -39,9 +47,16 @@ _MAX_LOST: Final = 1_000
 _IDLE_S: Final = 0.5
 _READ_BYTES_PER_S: Final = 5e8
 """From a disk, where most of it ends."""
-_REFUSED_FOR_S: Final = 10.0
-"""A place that has failed to take a value is left alone for so long."""
+_PATIENCE_S: Final = 5.0
+"""Nobody waits for room once nothing has left the heap for so long, although something should."""
+_SOONER_S: Final = 1.0
+"""When a place that has refused a value is tried again after room has come back in it."""
+_MAX_PICKLINGS: Final = 3
+"""A value whose pickling fails as if by a race is pinned after so many times."""
+_RESTART_AFTER_S: Final = 0.5
+_NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 2
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +95,13 @@ class _Copy(NamedTuple):
     stored_bytes: int
 
 
+class _Lost(NamedTuple):
+    """Why a value is lost; and whether another one of that key could be read back."""
+
+    reason: str
+    can_be_read: bool
+
+
 _GONE: Final = object()
 
 
@@ -92,10 +114,18 @@ class _Entry:
     """The value after eviction, as long as somebody still has it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while it is being read back."""
-    is_leaving: bool = False
     is_pinned: bool = False
-    """It cannot be pickled."""
+    """It never leaves: it cannot be pickled, it lives only in this process, or no place takes it.
+
+    A value of a type with a method ``__deepflow_pinned__`` is asked when it is about to leave."""
     n_reads: int = 0
+    n_picklings_failed: int = 0
+    coded_bytes: int | None = None
+    """What it takes coded, once that is known."""
+    again: Backoff = field(default_factory=Backoff)
+    """When it is tried again."""
+    room_epoch: int | None = None
+    """When no place had room for it last (see `TieredStore._room_epoch`)."""
 
 
 class TieredStore(MutableMapping[Any, Any]):
@@ -105,23 +135,37 @@ class TieredStore(MutableMapping[Any, Any]):
     held back beyond it (`admit`).
     """
 
-    def __init__(self, places: Iterable[Place], target_bytes: int, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        places: Iterable[Place],
+        target_bytes: int,
+        hooks: Hooks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._places = {place.name: place for place in places}
-        self.target_bytes, self._hooks = target_bytes, hooks
+        self.target_bytes, self._hooks, self._clock = target_bytes, hooks, clock
         self._entries: dict[Any, _Entry] = {}
-        self._lost: OrderedDict[Any, str] = OrderedDict()
+        self._lost: OrderedDict[Any, _Lost] = OrderedDict()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self.heap_bytes = 0
-        self._wanted_bytes = 0
-        """To be freed for what is to come."""
+        self._waiting_bytes: list[int] = []
+        """What each thread that waits for room wants to add."""
         self._is_stuck = False
-        self._closed_until_s: dict[str, float] = {}
-        """By place: when it is tried again. Said once in the log for each."""
+        """Nothing that is here can ever leave. It ends with the next change."""
+        self._retry_at_s = float("-inf")
+        """When evicting makes sense again; put back by what changes."""
+        self._failing_since_s: float | None = None
+        """Since when something should leave and nothing has."""
+        self._room_epoch = 0
+        """Counts when room came back in some place."""
+        self._refusals = {name: Backoff() for name in self._places}
+        """By place: when it is tried again."""
+        self._said: set[str] = set()
         self._is_closed = False
         self._wants_reading = threading.Event()
         self._threads = [
-            threading.Thread(target=run, name=name, daemon=True)
+            threading.Thread(target=self._serve, args=(run,), name=name, daemon=True)
             for run, name in ((self._evict, "deepflow-evict"), (self._read_ahead, "deepflow-read"))
         ]
         for thread in self._threads:
@@ -130,16 +174,15 @@ class TieredStore(MutableMapping[Any, Any]):
     # -- as a mapping --------------------------------------------------------------------------
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        entry = _Entry(sizeof(value), value)
+        entry = _Entry(safe_sizeof(value), value)
         with self._lock:
             if key in self._entries:
                 self._drop(key)
-            self._lost.pop(key, None)
+            lost = self._lost.pop(key, None)
+            entry.is_pinned = lost is not None and not lost.can_be_read
             self._entries[key] = entry
             self.heap_bytes += entry.n_bytes
-            self._is_stuck = False
-            if self._excess_bytes() > 0:
-                self._changed.notify_all()
+            self._reconsider()
 
     def __getitem__(self, key: Any) -> Any:
         """The value. `KeyError`, or `ValueLostError` for one whose stored copy is damaged."""
@@ -147,7 +190,9 @@ class TieredStore(MutableMapping[Any, Any]):
             entry = self._entries.get(key)
             if entry is None:
                 if key in self._lost:
-                    raise ValueLostError(f"the result {key!r} is lost here: {self._lost[key]}")
+                    raise ValueLostError(
+                        f"the result {key!r} is lost here: {self._lost[key].reason}"
+                    )
                 raise KeyError(key)
             entry.n_reads += 1
             if entry.value is not _GONE:
@@ -206,23 +251,34 @@ class TieredStore(MutableMapping[Any, Any]):
     def admit(self, n_bytes: int, timeout_s: float) -> bool:
         """Wait until there is room for as many bytes more; whether there is. Not for an event loop.
 
-        False after `timeout_s`, or where nothing more can be evicted.
+        False after `timeout_s`; at once where nothing more can be evicted; and where nothing has
+        left for some seconds although something should.
         """
         began_s = time.monotonic()
         deadline_s = began_s + timeout_s
         n_bytes = min(n_bytes, self.target_bytes // 2)
         with self._lock:
-            while self._managed_bytes() + n_bytes > self.target_bytes or self._over_bytes() > 0:
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0 or self._is_stuck or self._is_closed:
-                    return False
-                self._wanted_bytes = max(self._wanted_bytes, n_bytes)
-                self._changed.notify_all()
-                self._changed.wait(min(left_s, _IDLE_S))
+            self._waiting_bytes.append(n_bytes)
+            try:
+                while self._managed_bytes() + n_bytes > self.target_bytes or self._over_bytes() > 0:
+                    left_s = deadline_s - time.monotonic()
+                    if left_s <= 0 or not self._may_evict():
+                        return False
+                    self._changed.notify_all()
+                    self._changed.wait(min(left_s, _IDLE_S))
+            finally:
+                self._waiting_bytes.remove(n_bytes)
         waited_s = time.monotonic() - began_s
         if waited_s > 0.001:
-            self._hooks.waited(waited_s)
+            self._tell(self._hooks.waited, waited_s)
         return True
+
+    def _may_evict(self) -> bool:
+        """Whether it makes sense to wait for the evicting thread (under the lock)."""
+        if self._is_closed or self._is_stuck or not self._threads[0].is_alive():
+            return False
+        since_s = self._failing_since_s
+        return since_s is None or self._clock() - since_s < _PATIENCE_S
 
     @property
     def is_filling(self) -> bool:
@@ -246,7 +302,53 @@ class TieredStore(MutableMapping[Any, Any]):
         for thread in self._threads:
             thread.join(timeout=10)
         for place in self._places.values():
-            place.close()
+            self._tell(place.close)
+
+    # -- guards --------------------------------------------------------------------------------
+
+    def _serve(self, run: Callable[[], None]) -> None:
+        """A thread's life: whatever ends `run`, it is counted, and `run` begins anew."""
+        while not self._is_closed:
+            try:
+                run()
+            except BaseException:  # noqa: BLE001 - without this thread nothing moves any more
+                self._fault(f"{threading.current_thread().name} met a fault and goes on")
+                time.sleep(_RESTART_AFTER_S)
+
+    def _ask(self, hook: Callable[..., _T], otherwise: _T, *arguments: Any) -> _T:
+        """What the owner answers; `otherwise` where it fails."""
+        try:
+            return hook(*arguments)
+        except Exception:  # noqa: BLE001 - the owner's trouble must not become the store's
+            self._fault("asking a store's owner failed")
+            return otherwise
+
+    def _tell(self, hook: Callable[..., None], *arguments: Any) -> None:
+        self._ask(hook, None, *arguments)
+
+    def _fault(self, what: str) -> None:
+        """Count a fault of what should not fail; logged once."""
+        with suppress(Exception):  # counting is the owner's, too
+            self._hooks.fallback("service_fault")
+        if what not in self._said:
+            self._said.add(what)
+            _log.exception("%s", what)
+
+    def _remove(self, copy: _Copy) -> None:
+        """Remove a stored copy: there is room for others now (under the lock, or not)."""
+        self._tell(copy.place.remove, copy.token)
+        with self._lock:
+            self._room_epoch += 1
+            refusal = self._refusals[copy.place.name]
+            if refusal.n_failed:
+                refusal.sooner(self._clock() + _SOONER_S)
+            self._reconsider()
+
+    def _reconsider(self) -> None:
+        """Something has changed: what could not leave may do so now (under the lock)."""
+        self._is_stuck, self._retry_at_s = False, float("-inf")
+        if self._waiting_bytes or self._excess_bytes() > 0:
+            self._changed.notify_all()
 
     # -- evicting, in a thread of its own ------------------------------------------------------
 
@@ -256,7 +358,7 @@ class TieredStore(MutableMapping[Any, Any]):
 
     def _excess_bytes(self) -> int:
         managed, target = self._managed_bytes(), self.target_bytes
-        excess = max(self._wanted_bytes, self._over_bytes())
+        excess = max(max(self._waiting_bytes, default=0) + managed - target, self._over_bytes())
         if managed > _AHEAD_SHARE * target:
             return max(excess, int(managed - _DOWN_TO_SHARE * target))
         return excess
@@ -265,38 +367,65 @@ class TieredStore(MutableMapping[Any, Any]):
         """Of a process that is too large, what evicting can do about it."""
         if self.heap_bytes < _LEAST_HEAP_SHARE * self.target_bytes:
             return 0
-        return min(self._hooks.over_bytes(), self.heap_bytes)
+        return min(self._ask(self._hooks.over_bytes, 0), self.heap_bytes)
 
     def _evict(self) -> None:
         while True:
             with self._lock:
-                while not self._is_closed and (self._excess_bytes() <= 0 or self._is_stuck):
-                    self._changed.wait()
+                while not self._is_closed:
+                    excess = self._excess_bytes()
+                    if excess <= 0:
+                        self._failing_since_s = None
+                        self._changed.wait()
+                        continue
+                    wait_s = self._retry_at_s - self._clock()
+                    if wait_s <= 0:
+                        break
+                    self._changed.wait(None if self._is_stuck else wait_s)
                 if self._is_closed:
                     return
-                excess = self._excess_bytes()
-            try:
-                freed = self._evict_some(excess)
-            except Exception:  # noqa: BLE001 - without this thread nothing is evicted
-                _log.exception("evicting values failed; it goes on with the next ones")
-                freed = 0
+                # What changes from here on puts it back once more.
+                self._retry_at_s = float("inf")
+            freed = self._evict_some(excess)
             with self._lock:
-                self._wanted_bytes = max(0, self._wanted_bytes - freed)
-                if freed <= 0:
-                    self._is_stuck, self._wanted_bytes = True, 0
+                self._tried(freed)
                 self._changed.notify_all()
+
+    def _tried(self, freed: int) -> None:
+        """Note what came of a try to evict: when to try again, or that it makes no sense."""
+        if freed > 0:
+            self._failing_since_s, self._retry_at_s = None, float("-inf")
+            return
+        open_to = [entry for _, entry in self._open_to_leave()]
+        if self._failing_since_s is None:
+            self._failing_since_s = self._clock()
+        self._is_stuck = not open_to
+        if self._retry_at_s == float("inf"):
+            self._retry_at_s = min((e.again.due_s for e in open_to), default=float("inf"))
+
+    def _open_to_leave(self) -> list[tuple[Any, _Entry]]:
+        """What could leave where it is, now or later (under the lock)."""
+        return [
+            (key, entry)
+            for key, entry in self._entries.items()
+            if entry.n_bytes >= _SMALL_BYTES and not entry.is_pinned and self._would_free(entry) > 0
+        ]
 
     def _evict_some(self, excess: int) -> int:
         """Evict the cheapest values; how many bytes that freed."""
         with self._lock:
-            open_to = [
+            now_s = self._clock()
+            due = [
                 (key, entry)
-                for key, entry in self._entries.items()
-                if entry.n_bytes >= _SMALL_BYTES and not entry.is_leaving and not entry.is_pinned
+                for key, entry in self._open_to_leave()
+                if entry.again.is_due(now_s) or entry.room_epoch not in (None, self._room_epoch)
             ]
-        uses = self._hooks.uses([key for key, _ in open_to])
+        if not due:
+            return 0
+        no_uses: dict[Any, Use] = {}
+        uses = self._ask(self._hooks.uses, no_uses, [key for key, _ in due])
         candidates = []
-        for key, entry in open_to:
+        for key, entry in due:
             use = uses.get(key, Use(1.0, None))
             freed = self._would_free(entry)
             read_s = entry.n_bytes / _READ_BYTES_PER_S
@@ -311,117 +440,178 @@ class TieredStore(MutableMapping[Any, Any]):
     def _would_free(self, entry: _Entry) -> int:
         if entry.value is not _GONE:
             return entry.n_bytes
-        if entry.copy is not None and entry.copy.place.name == "memory":
-            return entry.copy.stored_bytes
+        copy = entry.copy
+        if copy is not None and copy.place.name == "memory" and len(self._places) > 1:
+            return copy.stored_bytes
         return 0
 
     def _evict_one(self, key: Any, entry: _Entry) -> int:
+        """Evict one value; how many bytes that freed. Where none, when it is tried again."""
         with self._lock:
-            if self._entries.get(key) is not entry or entry.is_leaving:
+            if self._entries.get(key) is not entry:
                 return 0
-            value, copy, n_reads = entry.value, entry.copy, entry.n_reads
-            if value is _GONE and (copy is None or copy.place.name != "memory"):
-                return 0
-            entry.is_leaving = True
+            entry.room_epoch = None
+        freed = 0
         try:
-            if value is _GONE:
-                assert copy is not None
-                return self._demote(key, entry, copy)
-            if copy is None:
-                copy = self._store(key, value, entry)
-                if copy is None:
-                    return 0
-            with self._lock:
-                if self._entries.get(key) is not entry:
-                    copy.place.remove(copy.token)  # deleted meanwhile
-                    return entry.n_bytes
-                if entry.n_reads != n_reads:
-                    # Somebody uses it: to let go of it would free nothing.
-                    if copy.place.name == "memory":
-                        copy.place.remove(copy.token)
-                    else:
-                        entry.copy = copy
-                    return 0
-                entry.copy = copy
-                entry.value = _GONE
-                entry.alive = _weakly(value)
-                self.heap_bytes -= entry.n_bytes
-            in_memory = copy.stored_bytes if copy.place.name == "memory" else 0
-            self._hooks.left(key)
-            return entry.n_bytes - in_memory
+            freed = self._move_down(key, entry)
+        except Exception:  # noqa: BLE001 - one value's trouble: it is tried again, others go on
+            self._fault("evicting a value failed")
         finally:
-            entry.is_leaving = False
+            with self._lock:
+                if freed > 0:
+                    entry.again.succeeded()
+                else:
+                    self._put_off(entry)
+        return freed
+
+    def _put_off(self, entry: _Entry) -> None:
+        """A value could not leave now: note when it is tried again (under the lock)."""
+        entry.again.failed(self._clock())
+        if entry.room_epoch is not None:
+            for refusal in self._refusals.values():
+                if refusal.n_failed:
+                    entry.again.sooner(refusal.due_s)
+
+    def _move_down(self, key: Any, entry: _Entry) -> int:
+        with self._lock:
+            value, copy, n_reads = entry.value, entry.copy, entry.n_reads
+        if value is _GONE:
+            return 0 if copy is None or copy.place.name != "memory" else self._demote(key, copy)
+        if copy is None:
+            copy = self._store(key, value, entry)
+            if copy is None:
+                return 0
+        with self._lock:
+            if self._entries.get(key) is not entry:
+                self._remove(copy)  # deleted meanwhile
+                return entry.n_bytes
+            if entry.n_reads != n_reads:
+                # Somebody uses it: to let go of it would free nothing.
+                if copy.place.name == "memory":
+                    self._remove(copy)
+                else:
+                    entry.copy = copy
+                return 0
+            entry.copy = copy
+            entry.value = _GONE
+            entry.alive = _weakly(value)
+            self.heap_bytes -= entry.n_bytes
+        in_memory = copy.stored_bytes if copy.place.name == "memory" else 0
+        self._tell(self._hooks.left, key)
+        return max(1, entry.n_bytes - in_memory)
 
     def _store(self, key: Any, value: Any, entry: _Entry) -> _Copy | None:
         """Code a value and write it where it belongs; None where that is not possible."""
-        try:
-            buffers = values.dump_parts(values.disassemble(value), _codec_of, _THREADS)
-        except Exception as exc:  # noqa: BLE001 - pickling runs the user's code
-            entry.is_pinned = True
-            self._hooks.fallback("not_evictable")
-            _log.warning("the result %r stays in memory, for it cannot be pickled: %r", key, exc)
+        if entry.coded_bytes is not None and self._place_for(entry, self._rooms()) is None:
             return None
-        stored_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
-        room = self._rooms()
-        while True:
-            name = place_for(
-                entry.n_bytes,
-                stored_bytes,
-                Room(room.get("memory"), room.get("disk"), room.get("remote")),
-            )
-            if name is None:
-                self._hooks.fallback("nowhere_to_evict")
+        try:
+            if _lives_here_only(value):
+                entry.is_pinned = True
+                self._tell(self._hooks.fallback, "not_evictable")
                 return None
-            place = self._places[name]
-            try:
-                token = place.write(buffers)
-            except OSError as exc:
-                self._refused(name, exc)
-                del room[name]
-                continue
-            self._hooks.moved("to", name, stored_bytes)
-            return _Copy(place, token, stored_bytes)
+            buffers = values.dump_parts(values.disassemble(value), _codec_of, _THREADS)
+        except MemoryError:
+            self._tell(self._hooks.fallback, "memory_short")
+            return None
+        except BaseException as exc:  # noqa: BLE001 - pickling runs the user's code
+            self._note_unpicklable(key, entry, exc)
+            return None
+        entry.coded_bytes = stored_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        rooms = self._rooms()
+        while (name := self._place_for(entry, rooms)) is not None:
+            token = self._write(name, buffers)
+            if token is not None:
+                self._tell(self._hooks.moved, "to", name, stored_bytes)
+                return _Copy(self._places[name], token[0], stored_bytes)
+            del rooms[name]
+        return None
 
-    def _demote(self, key: Any, entry: _Entry, copy: _Copy) -> int:
+    def _note_unpicklable(self, key: Any, entry: _Entry, exc: BaseException) -> None:
+        """Pin a value that cannot be pickled; not at once where it may only have been changing."""
+        entry.n_picklings_failed += 1
+        is_passing = isinstance(exc, RuntimeError) and not isinstance(
+            exc, (RecursionError, NotImplementedError)
+        )
+        if is_passing and entry.n_picklings_failed < _MAX_PICKLINGS:
+            return
+        entry.is_pinned = True
+        self._tell(self._hooks.fallback, "not_evictable")
+        _log.warning(
+            "the result %r stays in memory, for it cannot be pickled: %s", key, _said_by(exc)
+        )
+
+    def _place_for(self, entry: _Entry, rooms: dict[str, int]) -> str | None:
+        """Where a value of known coded size goes. Where nowhere: for now, or for good (pinned)."""
+        n_bytes, coded_bytes = entry.n_bytes, entry.coded_bytes
+        assert coded_bytes is not None
+        name = place_for(n_bytes, coded_bytes, _room_of(rooms))
+        if name is not None:
+            return name
+        self._tell(self._hooks.fallback, "nowhere_to_evict")
+        at_best = _room_of(dict.fromkeys(self._places, _NO_LIMIT))
+        with self._lock:
+            entry.is_pinned = place_for(n_bytes, coded_bytes, at_best) is None
+            entry.room_epoch = self._room_epoch
+        return None
+
+    def _demote(self, key: Any, copy: _Copy) -> int:
         """Move what is coded in memory down, as it is."""
+        entry = self._entries.get(key)
         for name in ("disk", "remote"):
-            if self._rooms().get(name, 0) < copy.stored_bytes:
+            if entry is None or self._rooms().get(name, 0) < copy.stored_bytes:
                 continue
-            place = self._places[name]
             try:
                 content = copy.place.read(copy.token)
             except FrameError:
                 return 0  # read back or deleted meanwhile
-            try:
-                token = place.write([content])
-            except OSError as exc:
-                self._refused(name, exc)
+            token = self._write(name, [content])
+            if token is None:
                 continue
-            self._hooks.moved("to", name, copy.stored_bytes)
-            moved = _Copy(place, token, copy.stored_bytes)
+            self._tell(self._hooks.moved, "to", name, copy.stored_bytes)
+            moved = _Copy(self._places[name], token[0], copy.stored_bytes)
             with self._lock:
                 if self._entries.get(key) is not entry or entry.copy is not copy:
-                    place.remove(token)
+                    self._remove(moved)
                     return 0
                 entry.copy = moved
-            copy.place.remove(copy.token)
+            self._remove(copy)
             return copy.stored_bytes
+        if entry is not None:
+            entry.room_epoch = self._room_epoch
         return 0
+
+    def _write(self, name: str, buffers: Sequence[Buffer]) -> tuple[Any] | None:
+        """Write to a place; what the value is found by there, or None where the place refuses."""
+        try:
+            token = self._places[name].write(buffers)
+        except Exception as exc:  # noqa: BLE001 - a place's trouble is not the value's
+            self._refused(name, exc)
+            return None
+        self._refusals[name].succeeded()
+        return (token,)
 
     def _rooms(self) -> dict[str, int]:
         """Bytes that each place takes, without those that have just failed to take a value."""
-        now_s = time.monotonic()
-        return {
-            name: place.room_bytes()
-            for name, place in self._places.items()
-            if now_s >= self._closed_until_s.get(name, 0.0)
-        }
+        now_s = self._clock()
+        rooms = {}
+        for name, place in self._places.items():
+            if not self._refusals[name].is_due(now_s):
+                continue
+            try:
+                rooms[name] = place.room_bytes()
+            except Exception as exc:  # noqa: BLE001 - as when writing
+                self._refused(name, exc)
+        return rooms
 
-    def _refused(self, name: str, exc: OSError) -> None:
-        self._hooks.fallback("tier_write_failed")
-        if name not in self._closed_until_s:
-            _log.warning("values do not go to %s now, the next place is tried: %s", name, exc)
-        self._closed_until_s[name] = time.monotonic() + _REFUSED_FOR_S
+    def _refused(self, name: str, exc: Exception) -> None:
+        self._tell(self._hooks.fallback, "tier_write_failed")
+        with self._lock:
+            self._refusals[name].failed(self._clock())
+        if name not in self._said:
+            self._said.add(name)
+            _log.warning(
+                "values do not go to %s now, the next place is tried: %s", name, _said_by(exc)
+            )
 
     # -- reading back --------------------------------------------------------------------------
 
@@ -440,12 +630,17 @@ class TieredStore(MutableMapping[Any, Any]):
                     raise KeyError(key)  # deleted meanwhile
                 try:
                     value = values.load(copy.place.read(copy.token), _THREADS)
-                except FrameError as exc:
+                except MemoryError:
+                    raise  # it is still there, and may be read when there is room
+                except Exception as exc:
                     if entry.copy is not copy:
                         continue  # it was moved to another place meanwhile
-                    self._lose(key, entry, exc)
-                    raise ValueLostError(f"the result {key!r} is lost here: {exc}") from exc
-                self._hooks.moved("from", copy.place.name, copy.stored_bytes)
+                    # Where the copy is whole but the value's own code does not take it, the next
+                    # one is not evicted.
+                    lost = _Lost(_said_by(exc), can_be_read=isinstance(exc, FrameError))
+                    self._lose(key, entry, lost)
+                    raise ValueLostError(f"the result {key!r} is lost here: {lost.reason}") from exc
+                self._tell(self._hooks.moved, "from", copy.place.name, copy.stored_bytes)
                 with self._lock:
                     self._return_to_heap(key, entry, value)
                 return value
@@ -456,24 +651,24 @@ class TieredStore(MutableMapping[Any, Any]):
             return
         entry.value, entry.alive = value, None
         self.heap_bytes += entry.n_bytes
-        self._is_stuck = False
         if entry.copy is not None and entry.copy.place.name == "memory":
-            entry.copy.place.remove(entry.copy.token)
-            entry.copy = None
-        if self._excess_bytes() > 0:
-            self._changed.notify_all()
+            copy, entry.copy = entry.copy, None
+            self._remove(copy)
+        self._reconsider()
 
-    def _lose(self, key: Any, entry: _Entry, exc: FrameError) -> None:
+    def _lose(self, key: Any, entry: _Entry, lost: _Lost) -> None:
         with self._lock:
             if self._entries.get(key) is not entry:
                 return
             self._drop(key)
-            self._lost[key] = str(exc)
+            self._lost[key] = lost
             if len(self._lost) > _MAX_LOST:
                 self._lost.popitem(last=False)
-        self._hooks.fallback("replica_lost")
-        _log.warning("the stored copy of the result %r is lost, it is made anew: %s", key, exc)
-        self._hooks.lost(key)
+        self._tell(self._hooks.fallback, "replica_lost")
+        _log.warning(
+            "the stored copy of the result %r is lost, it is made anew: %s", key, lost.reason
+        )
+        self._tell(self._hooks.lost, key)
 
     def _drop(self, key: Any) -> None:
         """Under the lock."""
@@ -483,7 +678,8 @@ class TieredStore(MutableMapping[Any, Any]):
             entry.value = _GONE
         if entry.copy is not None:
             copy, entry.copy = entry.copy, None
-            copy.place.remove(copy.token)
+            self._remove(copy)
+        self._reconsider()
         self._changed.notify_all()
 
     def _read_ahead(self) -> None:
@@ -496,10 +692,11 @@ class TieredStore(MutableMapping[Any, Any]):
             try:
                 self._read_wanted()
             except Exception:  # noqa: BLE001 - a guess failed; who asks for a value reads it
-                _log.exception("reading ahead failed; values are read when they are asked for")
+                self._fault("reading ahead failed; values are read when they are asked for")
 
     def _read_wanted(self) -> None:
-        for key in self._hooks.wanted():
+        nothing: list[Any] = []
+        for key in self._ask(self._hooks.wanted, nothing):
             with self._lock:
                 entry = self._entries.get(key)
                 if entry is None or entry.value is not _GONE:
@@ -513,6 +710,24 @@ class TieredStore(MutableMapping[Any, Any]):
                 self._read_back(key, entry)
             except (KeyError, ValueLostError):
                 continue
+
+
+def _lives_here_only(value: Any) -> bool:
+    """Whether a value says of itself that it holds what no other process can have."""
+    asked = getattr(type(value), "__deepflow_pinned__", None)
+    return asked is not None and bool(asked(value))
+
+
+def _room_of(rooms: dict[str, int]) -> Room:
+    return Room(rooms.get("memory"), rooms.get("disk"), rooms.get("remote"))
+
+
+def _said_by(exc: BaseException) -> str:
+    """An exception in words, also where its own code fails."""
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except Exception:  # noqa: BLE001 - an exception's `__str__` is the user's code
+        return type(exc).__name__
 
 
 def _weakly(value: Any) -> weakref.ref[Any] | None:

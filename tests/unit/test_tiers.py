@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,9 +57,14 @@ def seen() -> Seen:
 def make(tmp_path: Path, seen: Seen) -> Iterator[Make]:
     opened: list[TieredStore] = []
 
-    def start(*places: Place, target: int = 4 * MB) -> TieredStore:
+    def start(
+        *places: Place,
+        target: int = 4 * MB,
+        hooks: Hooks | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> TieredStore:
         chosen = places or (InMemory(MB), Disk(tmp_path / "tiers", None))
-        opened.append(TieredStore(chosen, target, seen.hooks()))
+        opened.append(TieredStore(chosen, target, hooks or seen.hooks(), clock))
         return opened[-1]
 
     yield start
@@ -221,10 +227,266 @@ def test_a_full_disk_keeps_values_and_holds_threads_back_for_a_bounded_time(
     store = make(Full(tmp_path / "tiers", 2))
     for i in range(10):
         store[i] = noise(i)
-    assert not store.admit(MB, timeout_s=5)
+    assert not store.admit(MB, timeout_s=0.5)
     assert seen.counted["tier_write_failed"] >= 1
     for i in range(10):
         assert np.array_equal(store[i], noise(i))
+
+
+def test_a_full_disk_ends_no_eviction_for_good(make: Make, tmp_path: Path) -> None:
+    disk = Full(tmp_path / "tiers", 0)
+    store = make(disk)
+    for i in range(10):
+        store[i] = noise(i)
+    assert not store.admit(MB, timeout_s=0.3)
+    assert not store._is_stuck
+    disk.n_values = 1_000  # somebody has made room
+    settled(store, int(3.5 * MB))
+    assert store.admit(MB, timeout_s=30)
+
+
+def test_room_that_a_deletion_gives_back_is_used_before_the_pause_is_over(
+    make: Make, tmp_path: Path
+) -> None:
+    disk = Disk(tmp_path / "tiers", int(2.5 * MB))
+    store = make(disk)
+    for i in range(10):
+        store[i] = noise(i)
+    settled(store, 8 * MB)
+    first, second = (key for key in store if store.tier_of(key) == "disk")
+    for _ in range(30):  # as long as the longest pause, were it only for the clock
+        for entry in list(store._entries.values()):
+            entry.again.failed(store._clock())
+    del store[first]
+    settled(store, 7 * MB)
+    assert store.tier_of(second) == "disk"
+    assert disk.used_bytes < 2.5 * MB
+
+
+def test_a_folder_that_was_cleaned_away_is_made_again(make: Make, tmp_path: Path) -> None:
+    store = make(Disk(tmp_path / "tiers", None))
+    shutil.rmtree(tmp_path / "tiers")
+    for i in range(10):
+        store[i] = noise(i)
+    settled(store, int(3.5 * MB))
+
+
+class Slow(InMemory):
+    """A place that has a value while somebody does something."""
+
+    def __init__(self, meanwhile: Callable[[], Any], n_times: int) -> None:
+        super().__init__(1_000 * MB)
+        self.meanwhile, self.left = meanwhile, n_times
+
+    def write(self, buffers: Any) -> int:
+        self.left -= 1
+        if self.left >= 0:
+            self.meanwhile()
+        return super().write(buffers)
+
+
+@pytest.mark.parametrize("n_reads", [0, 1, 4])
+def test_a_value_that_is_read_while_it_leaves_leaves_later(make: Make, n_reads: int) -> None:
+    store = make(Slow(lambda: store["k"], n_reads), target=MB)
+    store["k"] = b"x" * 2 * MB
+    settled(store, 0)
+    assert store.tier_of("k") == "memory"
+    assert not store._is_stuck
+    assert store["k"] == b"x" * 2 * MB
+
+
+def test_a_value_that_is_deleted_while_it_leaves_leaves_nothing(make: Make) -> None:
+    store = make(Slow(lambda: store.__delitem__("k"), 1), target=MB)
+    store["k"] = b"x" * 2 * MB
+    store["other"] = b"y" * 2 * MB
+    settled(store, 0)
+    deadline = time.monotonic() + 30
+    while set(tiers(store)) != {"memory"} and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert list(store) == ["other"]
+    del store["other"]
+    assert store.used_bytes() == {"heap": 0, "memory": 0}
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "no answer"), RuntimeError("a bug"), MemoryError()])
+@pytest.mark.parametrize("where", ["room_bytes", "write"])
+def test_a_place_that_fails_is_tried_again_whatever_it_raises(
+    make: Make, seen: Seen, monkeypatch: pytest.MonkeyPatch, fault: Exception, where: str
+) -> None:
+    place = InMemory(1_000 * MB)
+    works, n_failed = getattr(place, where), 0
+
+    def fails(*arguments: Any) -> Any:
+        nonlocal n_failed
+        n_failed += 1
+        if n_failed <= 3:
+            raise fault
+        return works(*arguments)
+
+    monkeypatch.setattr(place, where, fails)
+    store = make(place, target=MB)
+    store["k"] = b"x" * 2 * MB
+    settled(store, 0)
+    assert seen.counted["tier_write_failed"] == 3
+    assert not store._is_stuck
+
+
+def test_between_two_tries_the_store_rests(make: Make, seen: Seen) -> None:
+    now_s = [0.0]
+    place = Slow(lambda: exec("raise OSError(5, 'no answer')"), 1_000)
+    store = make(place, target=MB, clock=lambda: now_s[0])
+
+    def tried(n_times: int) -> None:
+        deadline = time.monotonic() + 30
+        while seen.counted.get("tier_write_failed", 0) < n_times and time.monotonic() < deadline:
+            store.look()
+            time.sleep(0.005)
+
+    store["k"] = b"x" * 2 * MB
+    tried(1)
+    for n_times, pause_s in enumerate([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10], 2):
+        for _ in range(5):
+            store.look()
+            time.sleep(0.001)
+        assert seen.counted["tier_write_failed"] == n_times - 1
+        now_s[0] += pause_s
+        tried(n_times)
+        assert seen.counted["tier_write_failed"] == n_times
+    assert not store.admit(MB, timeout_s=1e6), "nothing has left for long: nobody waits"
+    place.left = 0
+    now_s[0] += 10
+    store.look()
+    settled(store, 0)
+    assert store.admit(MB, timeout_s=30)
+
+
+class Pinned:
+    """A value of so many bytes that says whether it may leave."""
+
+    def __init__(self, n_bytes: int, is_pinned: bool = True) -> None:
+        self.n_bytes, self.is_pinned = n_bytes, is_pinned
+
+    def __sizeof__(self) -> int:
+        return self.n_bytes
+
+    def __deepflow_pinned__(self) -> bool:
+        return self.is_pinned
+
+
+def test_what_says_that_it_lives_only_here_stays_and_nobody_waits_for_it(
+    make: Make, seen: Seen
+) -> None:
+    store = make(target=MB)
+    store["here"], store["anywhere"] = Pinned(2 * MB), Pinned(2 * MB, is_pinned=False)
+    settled(store, 3 * MB)
+    assert store.tier_of("here") == "heap"
+    assert store.tier_of("anywhere") != "heap"
+    assert not store.admit(MB, timeout_s=1e6)
+    assert seen.counted["not_evictable"] == 1
+    del store["here"]
+    assert store.admit(MB, timeout_s=30)
+
+
+def test_nobody_waits_for_what_no_place_would_take(make: Make) -> None:
+    store = make(InMemory(1_000 * MB), target=MB)
+    store["k"] = noise(1, 2 * MB)  # it does not shrink, and there is no disk
+    assert not store.admit(MB, timeout_s=1e6)
+
+
+class Changing:
+    """Its pickling fails so many times with this."""
+
+    def __init__(self, fault: BaseException, n_times: int) -> None:
+        self.fault, self.left = fault, n_times
+
+    def __sizeof__(self) -> int:
+        return 2 * MB
+
+    def __reduce__(self) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            raise self.fault
+        return bytes, (10,)
+
+
+@pytest.mark.parametrize(
+    ("fault", "n_times", "leaves"),
+    [
+        (MemoryError(), 5, True),
+        (RuntimeError("dictionary changed size during iteration"), 2, True),
+        (RuntimeError("always"), 1_000, False),
+        (RecursionError("too deep"), 1_000, False),
+        (SystemExit(3), 1_000, False),
+    ],
+)
+def test_pickling_that_fails_in_passing_is_tried_again_and_what_lasts_pins_the_value(
+    make: Make, seen: Seen, fault: BaseException, n_times: int, leaves: bool
+) -> None:
+    store = make(target=MB)
+    store["k"] = Changing(fault, n_times)
+    if leaves:
+        settled(store, 0)
+        assert "not_evictable" not in seen.counted
+    else:
+        assert not store.admit(MB, timeout_s=1e6)
+        assert seen.counted["not_evictable"] == 1
+    store["other"] = noise(3)
+    settled(store, 0 if leaves else int(2.5 * MB))
+    assert "service_fault" not in seen.counted
+
+
+def test_a_size_that_cannot_be_measured_is_guessed(make: Make) -> None:
+    class Odd:
+        def __sizeof__(self) -> int:
+            raise RecursionError("too deep")
+
+    store = make()
+    store["odd"] = Odd()
+    assert store.heap_bytes > 0
+
+
+def test_an_owner_that_fails_does_not_end_the_store(make: Make, seen: Seen) -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyError("startstops")
+
+    hooks = Hooks(fails, fails, fails, fails, fails, fails, fails, seen.hooks().fallback)
+    store = make(hooks=hooks)
+    for i in range(12):
+        store[i] = noise(i)
+    settled(store, int(3.5 * MB))
+    assert store.admit(MB, timeout_s=30)
+    for i in range(12):
+        assert np.array_equal(store[i], noise(i))
+    assert seen.counted["service_fault"] > 0
+    assert all(thread.is_alive() for thread in store._threads)
+
+
+class Unwelcome:
+    """It can be pickled, but not read back."""
+
+    def __sizeof__(self) -> int:
+        return 2 * MB
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise ValueError("I do not come back")
+
+
+def test_a_value_that_does_not_come_back_is_lost_once_and_then_stays(
+    make: Make, seen: Seen
+) -> None:
+    store = make(target=MB)
+    store["k"] = Unwelcome()
+    settled(store, 0)
+    with pytest.raises(ValueLostError, match="I do not come back"):
+        store["k"]
+    assert seen.lost == ["k"]
+    again = store["k"] = Unwelcome()  # made again
+    assert not store.admit(MB, timeout_s=1e6)
+    assert store["k"] is again
 
 
 def test_a_full_disk_goes_on_in_the_object_store(make: Make, tmp_path: Path) -> None:
