@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Action = Callable[[], None]
 
 _CLOSE_TIMEOUT_S = 5.0
+_LONGEST_S = 3600.0
 
 
 class Reactor:
@@ -62,21 +64,36 @@ class Reactor:
 
     def _run(self) -> None:
         while True:
-            timeout_s = max(0.0, self._timers[0][0] - self._clock()) if self._timers else None
             try:
-                action = self._inbox.get(timeout=timeout_s)
-                if action is None:
+                if self._step():
                     return
-                self._perform(action)
-            except queue.Empty:
-                pass
-            while self._timers and self._timers[0][0] <= self._clock():
-                self._perform(heapq.heappop(self._timers)[2])
+            except BaseException as exc:  # noqa: BLE001 - every run depends on this thread
+                self._fault(exc)
+
+    def _step(self) -> bool:
+        """Perform what was given first and what is due; whether that was the end."""
+        timeout_s = None
+        if self._timers:
+            timeout_s = min(_LONGEST_S, max(0.0, self._timers[0][0] - self._clock()))
+        try:
+            action = self._inbox.get(timeout=timeout_s)
+            if action is None:
+                return True
+            self._perform(action)
+        except queue.Empty:
+            pass
+        while self._timers and self._timers[0][0] <= self._clock():
+            self._perform(heapq.heappop(self._timers)[2])
+        return False
 
     def _perform(self, action: Action) -> None:
         """One reaction; a fault in it must not end the thread on which every run depends."""
         try:
             action()
-        except Exception:
-            metrics.inc("deepflow_fallbacks_total", kind="dispatcher_fault")
-            self._logger.exception("deepflow's dispatcher met a fault and goes on")
+        except BaseException as exc:  # noqa: BLE001 - unpickling may raise whatever it likes
+            self._fault(exc)
+
+    def _fault(self, exc: BaseException) -> None:
+        metrics.inc("deepflow_fallbacks_total", kind="dispatcher_fault")
+        with suppress(Exception):  # a log handler's trouble
+            self._logger.error("deepflow's dispatcher met a fault and goes on", exc_info=exc)

@@ -13,7 +13,10 @@ from uuid import UUID
 import orjson
 from prefect.events.clients import get_events_client
 from prefect.events.related import related_resources_from_run_context
+from prefect.settings import get_current_settings
 
+from deepflow.observe import metrics
+from deepflow.observe.text import cleaned, to_json
 from deepflow.runner.events import complete_event
 from deepflow.runner.recording import FINAL_TYPES
 
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
     from deepflow.runner.wire import EventRecord
+
+
+_UNRELATED_TRIES = 3
+_TAG_LIMIT = 1_000
+"""Characters; a longer tag stays in the run's record but is no resource."""
 
 
 class ServerLink:
@@ -31,13 +39,13 @@ class ServerLink:
         self._flow_run_id = flow_run_id
         self._client: Any = None
         self._base: list[dict[str, Any]] | None = None
+        self._n_unrelated = 0
         self._related: dict[tuple[str, ...], bytes] = {}
 
     async def connect(self) -> bool:
         """Make sure that there is a connection; whether one before it was lost."""
         if self._base is None:
-            related = await related_resources_from_run_context(self._api)
-            self._base = [resource.model_dump() for resource in related]
+            self._base = await self._related_to_all()
         if self._client is None:
             client: Any = get_events_client()
             await client.__aenter__()
@@ -48,6 +56,26 @@ class ServerLink:
             return False
         await self._client._reconnect()
         return True
+
+    async def _related_to_all(self) -> list[dict[str, Any]]:
+        """The flow run, its flow, deployment and tags; the flow run alone where asking fails."""
+        try:
+            related = await related_resources_from_run_context(self._api)
+            base = [cleaned(resource.model_dump(), "event") for resource in related]
+        except Exception:
+            self._n_unrelated += 1
+            if self._n_unrelated < _UNRELATED_TRIES or self._flow_run_id is None:
+                raise
+            metrics.inc("deepflow_fallbacks_total", kind="related_unknown")
+            base = [
+                {
+                    "prefect.resource.id": f"prefect.flow-run.{self._flow_run_id}",
+                    "prefect.resource.role": "flow-run",
+                }
+            ]
+        # The server ends a connection on which an event has more than so many: first what says
+        # where the event belongs.
+        return sorted(base, key=lambda resource: resource.get("prefect.resource.role") == "tag")
 
     async def send(self, record: EventRecord) -> None:
         """Send one event; it is under way when this returns, not recorded."""
@@ -62,9 +90,10 @@ class ServerLink:
             tags = [
                 {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
                 for tag in record.tags
-                if f"prefect.tag.{tag}" not in known
+                if f"prefect.tag.{tag}" not in known and len(tag) <= _TAG_LIMIT
             ]
-            related = self._related[record.tags] = orjson.dumps(tags + base)
+            limit = get_current_settings().server.events.maximum_related_resources
+            related = self._related[record.tags] = to_json((base + tags)[:limit], "event")
         return related
 
     async def has(self, record: EventRecord) -> bool:
