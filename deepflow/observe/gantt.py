@@ -7,6 +7,7 @@ is here too and needs nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ _QUEUED: Final = "#b8c4d8"
 
 _SUFFIXES: Final = (".png", ".svg", ".pdf")
 _NAMED_LANES: Final = 70
+_MAX_SLACK_S: Final = 1e-3
+_SLACK_SHARE: Final = 0.05
 _MAX_INCHES: Final = 60.0
 
 
@@ -77,21 +80,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _lanes_of(worker: WorkerTrail, end_s: float) -> list[Lane]:
     threads: list[list[Attempt]] = [[] for _ in range(worker.threads)]
-    free_s = [float("-inf")] * worker.threads
     for attempt in worker.attempts:
-        # A tolerance, since a thread's next task may seem to begin a little before the last ends.
-        slack_s = 1e-6 * max(1.0, abs(attempt.started_s))
-        free = next((i for i, at_s in enumerate(free_s) if at_s <= attempt.started_s + slack_s), -1)
-        if free < 0:
-            free = len(threads)
-            threads.append([])
-            free_s.append(float("-inf"))
-        threads[free].append(attempt)
-        free_s[free] = end_s if attempt.stopped_s is None else attempt.stopped_s
+        free = next((of for of in threads if not of or _is_after(attempt, of[-1], end_s)), None)
+        if free is None:
+            free = []
+            threads.append(free)
+        free.append(attempt)
     return [
         Lane(worker.worker, worker.worker_class, i, tuple(of_thread))
         for i, of_thread in enumerate(threads)
     ]
+
+
+def _is_after(later: Attempt, earlier: Attempt, end_s: float) -> bool:
+    """Whether one thread can have run both. A worker's clock is set anew now and then, so a task
+    may seem to begin a little before the thread's last one ended: by a part of the shorter one."""
+    earlier_end_s = end_s if earlier.stopped_s is None else earlier.stopped_s
+    later_end_s = end_s if later.stopped_s is None else later.stopped_s
+    shorter_s = min(earlier_end_s - earlier.started_s, later_end_s - later.started_s)
+    slack_s = min(_MAX_SLACK_S, _SLACK_SHARE * max(0.0, shorter_s))
+    rounding_s = 2 * math.ulp(later.started_s)
+    return earlier_end_s <= later.started_s + slack_s + rounding_s
 
 
 def task_colours(trails: Sequence[Trail], most: int = len(PALETTE)) -> dict[str, str]:

@@ -149,6 +149,49 @@ def test_a_worker_has_a_lane_for_each_thread_and_more_where_more_ran() -> None:
     ]
 
 
+EPOCH_S = 1.79e9
+"""Unix time, as in the journals of real runs."""
+
+
+def at_epoch(key: str, worker: str, started_s: float, stopped_s: float) -> list[Event]:
+    return [
+        Submitted(EPOCH_S, key, key.split("-")[0], "f", "r"),
+        Finished(EPOCH_S + stopped_s, key, worker, EPOCH_S + started_s, EPOCH_S + stopped_s, 10),
+    ]
+
+
+@pytest.mark.parametrize("run_s", [1e-5, 1e-3, 0.05, 20.0])
+def test_what_ran_at_once_is_on_different_lanes_also_in_unix_time(run_s: float) -> None:
+    log: list[Event] = [WorkerJoined(EPOCH_S, "w-0", "c", 3)]
+    for i in range(12):
+        begin_s = (i // 3) * run_s
+        log += at_epoch(f"a-{i}", "w-0", begin_s, begin_s + run_s)
+    found = lanes(Trail.of(log))
+    assert [len(lane.attempts) for lane in found] == [4, 4, 4]
+    for lane in found:
+        times = [(one.started_s, one.stopped_s) for one in lane.attempts]
+        assert times == sorted(times)
+        assert len({started_s for started_s, _ in times}) == 4
+
+
+def test_a_clock_that_is_set_anew_between_two_tasks_makes_no_further_lane() -> None:
+    log = [
+        WorkerJoined(EPOCH_S, "w-0", "c", 1),
+        *at_epoch("a-1", "w-0", 0.0, 0.1),
+        *at_epoch("a-2", "w-0", 0.0995, 0.2),
+    ]
+    assert len(lanes(Trail.of(log))) == 1
+
+
+def test_a_short_task_is_not_hidden_beneath_a_long_one_that_began_with_it() -> None:
+    log = [
+        WorkerJoined(EPOCH_S, "w-0", "c", 2),
+        *at_epoch("a-1", "w-0", 0.0, 0.0005),
+        *at_epoch("a-2", "w-0", 0.0, 60.0),
+    ]
+    assert [len(lane.attempts) for lane in lanes(Trail.of(log))] == [1, 1]
+
+
 def test_the_tasks_that_took_most_time_have_colours_of_their_own() -> None:
     log = [event for i in range(14) for event in ran(f"t{i}-1", "w-0", 20.0 * i, 21.0 * i)]
     colours = task_colours([Trail.of(log)])
