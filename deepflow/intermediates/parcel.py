@@ -16,7 +16,7 @@ import mmap
 import os
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -56,9 +56,13 @@ class Parcel:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, value: object) -> Parcel:
-        """`value` taken apart; its large buffers are not copied. Raises what pickling raises."""
-        head, *parts = values.disassemble(value)
+    def of(cls, value: object, meet: Callable[[Any], object] | None = None) -> Parcel:
+        """`value` taken apart; its large buffers are not copied.
+
+        `meet` is called with every object that is pickled, and may raise. Raises what pickling
+        raises.
+        """
+        head, *parts = values.disassemble(value, meet=meet)
         return cls(
             head.octets,
             [part.octets for part in parts],

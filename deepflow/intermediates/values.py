@@ -92,14 +92,20 @@ def dump_parts(
     return out
 
 
-def disassemble(value: object, task: str = "") -> list[Part]:
+def disassemble(
+    value: object, task: str = "", meet: Callable[[Any], object] | None = None
+) -> list[Part]:
     """The pickle of a value, and after it each large buffer that it refers to, not copied.
 
-    Keep the value unchanged as long as the parts are used. Raises what pickling raises.
+    `meet` is called with every object that is pickled, and may raise. Keep the value unchanged as
+    long as the parts are used. Raises what pickling raises.
     """
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
-    pickler = _ValuePickler(file, protocol=5, buffer_callback=buffers.append)
+    kind = _ValuePickler if meet is None else _MeetingPickler
+    pickler = kind(file, protocol=5, buffer_callback=buffers.append)
+    if isinstance(pickler, _MeetingPickler) and meet is not None:
+        pickler.meet = meet
     pickler.dump(standing_for(value))
     parts = [Part(file.getbuffer(), None, True, task)]
     for buffer in buffers:
@@ -200,6 +206,16 @@ class _ValuePickler(EnvelopePickler):
 
 def _address(view: memoryview) -> int:
     return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+class _MeetingPickler(_ValuePickler):
+    """Shows each object to somebody before it is pickled."""
+
+    meet: Callable[[Any], object]
+
+    def persistent_id(self, obj: Any) -> None:
+        """No object is left out of the pickle."""
+        self.meet(obj)
 
 
 _ARROW_DTYPES: Final = {

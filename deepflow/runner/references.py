@@ -151,7 +151,7 @@ class References:
         if (number := self._numbers.get(id(value))) is not None:
             return number, False
         try:
-            parcel = Parcel.of(value)
+            parcel = Parcel.of(value, meet=_refuse_within)
         except UnresolvedInputError:
             raise
         except Exception:  # noqa: BLE001 - pickling runs the user's code; the call says what fails
@@ -221,6 +221,14 @@ def _state_of(one: Any) -> State[Any]:
         one.wait()
     state: State[Any] = one.state
     return state
+
+
+def _refuse_within(one: Any) -> None:
+    if isinstance(one, (PrefectFuture, State)):
+        raise UnresolvedInputError(
+            f"{one!r} stands within a large argument, where Prefect puts no value in its place; "
+            "pass it itself or in a list, tuple, set or dict, or pass its .result()"
+        )
 
 
 _Kind = Callable[[References, Any], "Pid | None"]

@@ -42,7 +42,7 @@ def make():
 def defined(factor: int = 1) -> dict[str, Any]:
     """The names of a script that another process runs."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(SOURCE.format(factor=factor), names)  # noqa: S102 - a script of the test's own
+    exec(SOURCE.format(factor=factor), names)
     return names
 
 

@@ -195,7 +195,9 @@ def test_a_future_may_fail_only_if_each_of_its_places_allows_it() -> None:
     assert known.find(lenient) == (1, True)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"a": f}, lambda f: ((f,),)])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, lambda f: [f], lambda f: {"a": f}, lambda f: ((f,),)]
+)
 def test_what_is_waited_for_may_be_one_or_in_any_container(wrap: Any) -> None:
     future = Settled(Failed(data=ValueError("no")))
     known, _ = references()
