@@ -12,7 +12,7 @@ import pickle
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from distributed import KilledWorker
+from distributed import Future, KilledWorker
 from prefect.states import AwaitingRetry, Crashed
 from prefect.types import _datetime as prefect_datetime
 
@@ -56,6 +56,8 @@ class Losses:
             self._gate.send_once_settled(item)
         elif item.is_cancelling or self._board.is_closing:
             self._settling.cancel_unbegun(item)
+        elif (failed := _failed_on_cluster(item)) is not None:
+            self._crash(item, f"input_failed: a Dask future among its arguments failed: {failed}")
         elif isinstance(error, KilledWorker) and error.task != job.key:
             self._input_lost(item, error)
         elif _is_innocent(item, job, error):
@@ -123,6 +125,15 @@ class Losses:
             return
         self._board.logger.error("Task run %r crashed: %s", item.name, message)
         self._settling.settle_here(item, Crashed(message=message), task_run)
+
+
+def _failed_on_cluster(item: Item) -> str | None:
+    """What broke a value that the user had computed on the cluster and passed; None: nothing."""
+    for one in (*item.references, *item.template.static_references):
+        if isinstance(one, Future) and one.status in ("error", "cancelled"):
+            error = one.exception() if one.status == "error" else None
+            return f"{one.key!r} is {one.status} ({type(error).__name__}: {error})"
+    return None
 
 
 def _is_innocent(item: Item, job: SentJob, error: BaseException | None) -> bool:

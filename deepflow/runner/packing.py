@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["let_travel", "packed", "value_of"]
 
 _MAX_TEXT = 2_000
+_SCALARS = (int, float, str, bool, type(None))
 
 
 def value_of(state: State[Any]) -> Any:
@@ -38,6 +39,8 @@ def value_of(state: State[Any]) -> Any:
 def packed(state: State[Any], task_run: TaskRun, task_name: str) -> Parcel | Stuck:
     """The state with its value, ready to leave the run. Never raises."""
     try:
+        if type(value_of(state)) in _SCALARS:  # nothing that the plain pickler does not know
+            return Parcel(pickle.dumps(state, protocol=5))
         return Parcel.of(state)
     except BaseException as exc:  # noqa: BLE001 - pickling runs the user's code
         metrics.inc("deepflow_fallbacks_total", kind="unpicklable_result")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _KEEP = 4
 
 _SIZES: dict[str, str] = {
+    "builtins.bytes": "len",
+    "builtins.bytearray": "len",
     "numpy.ndarray": "nbytes",
     "pyarrow.lib.Table": "nbytes",
     "pyarrow.lib.RecordBatch": "nbytes",
@@ -34,35 +36,37 @@ _SIZES: dict[str, str] = {
     "pandas.core.frame.DataFrame": "memory_usage",
     "pandas.core.series.Series": "memory_usage",
 }
-_kinds: dict[type, str | None] = {bytes: "len", bytearray: "len"}
 
 
 def is_shared_kind(kind: type) -> bool:
     """Whether objects of this type are shared if they are large."""
-    if kind not in _kinds:
-        _kinds[kind] = _SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
-    return _kinds[kind] is not None
+    return _measure_of(kind) is not None
+
+
+def _measure_of(kind: type) -> str | None:
+    return _SIZES.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def large_size(value: Any, threshold_bytes: int) -> int:
     """Bytes of `value` if it is of a kind that is shared and at least the threshold, else 0."""
-    if not is_shared_kind(type(value)):
+    measure = _measure_of(type(value))
+    if measure is None:
         return 0
     try:
-        size = _size(value, _kinds[type(value)])
+        size = _size(value, measure)
     except Exception:  # noqa: BLE001 - such as sparse tensors: they go with the call
         metrics.inc("deepflow_fallbacks_total", kind="argument_not_shareable")
         return 0
     return size if size >= threshold_bytes else 0
 
 
-def _size(value: Any, kind: str | None) -> int:
-    if kind == "len":
+def _size(value: Any, measure: str) -> int:
+    if measure == "len":
         return len(value)
-    if kind == "memory_usage":
+    if measure == "memory_usage":
         usage = value.memory_usage(deep=False)
         return int(usage.sum() if hasattr(usage, "sum") else usage)
-    if kind == "estimated_size":
+    if measure == "estimated_size":
         return int(value.estimated_size())
     if getattr(getattr(value, "dtype", None), "hasobject", False):
         return 0  # an array of Python objects: its pickle may hold futures
