@@ -5,8 +5,8 @@ band and out of band, small and large. What cannot be imported (a lambda, a loca
 ``__main__``) goes by value. Pickle already hands out contiguous arrays, frames and Arrow tables as
 buffers, without a copy. This module adds:
 
-- strided and broadcast arrays of numpy, as one buffer of their distinct elements. They arrive as
-  numpy's own pickle makes them: contiguous and writable.
+- arrays of numpy with gaps, and broadcast ones, as one buffer of their distinct elements. They
+  arrive as numpy's own pickle makes them: contiguous and writable.
 - tensors of torch, as one buffer of the memory that they span, whatever their dtype. torch's own
   pickle copies the whole storage twice, and cannot read back the dtypes it got last (uint16,
   float8). Strides, attributes, conjugation, `requires_grad` and `.grad` arrive as they were.
@@ -18,7 +18,9 @@ writable, as with pickle. Not kept, as with pickle: hooks of tensors, autograd h
 with history arrives as a leaf with the same `requires_grad`), and memory shared by two tensors or
 arrays of one value.
 
-What one of these reducers cannot take goes the ordinary way, and is counted in `fallbacks`.
+What one of these reducers cannot take goes the ordinary way, and is counted in `fallbacks`. Stored
+results refer to the functions here that make a value from its buffers (`_tensor`, `_broadcast`,
+and so on): their names and parameters stay.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ __all__ = [
     "LargeBytes",
     "dump",
     "fallbacks",
-    "own",
+    "class_text",
     "reducer_of",
     "standing_for",
 ]
@@ -68,7 +70,7 @@ class Fallbacks:
         """Note that an object of this type was left to cloudpickle."""
         self.count += 1
         self.on_fallback()
-        name = f"{own(kind, '__module__')}.{own(kind, '__qualname__')}"
+        name = f"{class_text(kind, '__module__')}.{class_text(kind, '__qualname__')}"
         if name not in self._names:
             self._names.add(name)
             _log.warning(
@@ -164,7 +166,7 @@ def reducer_of(kind: type) -> Reducer | None:
 
 def _find_reducer(kind: type) -> Reducer | None:
     for cls in type.__dict__["__mro__"].__get__(kind):
-        module, name = own(cls, "__module__"), own(cls, "__name__")
+        module, name = class_text(cls, "__module__"), class_text(cls, "__name__")
         room = module.partition(".")[0]
         reducer = _REDUCERS.get((room, name.partition("[")[0]))
         if reducer is not None and (cls is kind or room in _WITH_SUBCLASSES):
@@ -172,7 +174,7 @@ def _find_reducer(kind: type) -> Reducer | None:
     return None
 
 
-def own(cls: type, name: str) -> str:
+def class_text(cls: type, name: str) -> str:
     """A class's own name or module, without running a metaclass's code; '' where it has none."""
     with contextlib.suppress(Exception):
         found = type.__getattribute__(cls, name)
@@ -185,10 +187,14 @@ def own(cls: type, name: str) -> str:
 
 
 def _reduce_array(array: Any) -> Any:
-    """Strided arrays as a contiguous copy, broadcast ones as their distinct elements."""
+    """Arrays with gaps as a contiguous copy, broadcast ones as their distinct elements."""
     import numpy
 
-    if array.flags.c_contiguous or array.flags.f_contiguous or array.dtype.hasobject:
+    if array.flags.c_contiguous or array.flags.f_contiguous:
+        return NotImplemented
+
+    by_stride = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    if array.transpose(by_stride).flags.c_contiguous or array.dtype.hasobject:
         return NotImplemented
     if 0 in array.strides:
         distinct = array[tuple(slice(None) if s else slice(1) for s in array.strides)]

@@ -16,6 +16,7 @@ No value makes it raise: what cannot be measured counts as its shell, and is cou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -29,6 +30,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Protocol, runtime_checkable
 
+from deepflow.intermediates.pickling import class_text
+
 __all__ = ["MAX_NODES", "SAMPLE", "SupportsPayload", "failures", "measure"]
 
 MAX_NODES: Final = 20_000
@@ -40,6 +43,9 @@ _DISTINCT_EXACT_UP_TO: Final = 200_000
 
 _ENVELOPE_BYTES: Final = 1024
 """A State or ResultRecord without its payload, pickled; not walked, for a batch has hundreds."""
+
+_SHELL_BYTES: Final = 64
+_LARGEST_BYTES: Final = 1 << 50
 
 _log = logging.getLogger(__name__)
 
@@ -72,16 +78,16 @@ class _Failures:
 
     def __init__(self) -> None:
         self.count = 0
-        self._types: set[type] = set()
+        self._names: set[str] = set()
 
     def record(self, kind: type, error: Exception) -> None:
         self.count += 1
-        if kind not in self._types:
-            self._types.add(kind)
+        name = f"{class_text(kind, '__module__')}.{class_text(kind, '__qualname__')}"
+        if name not in self._names:
+            self._names.add(name)
             _log.warning(
-                "cannot measure a %s.%s (%s); it counts as its shell from now on",
-                kind.__module__,
-                kind.__qualname__,
+                "cannot measure a %s (%s); it counts as its shell from now on",
+                name,
                 type(error).__name__,
             )
 
@@ -103,32 +109,44 @@ def measure(value: object, *, max_nodes: int = MAX_NODES) -> int:
         seen.add(id(item))
         keep_alive.append(item)
         n_nodes += 1
-        own, children = _one(item)
-        total += int(own * weight)
-        if isinstance(children, _Long):
-            budget = max_nodes - n_nodes - len(stack)
-            added, children, factor = children.spread(budget)
-            total += int(added * weight)
-            weight *= factor
+        n_bytes, children, factor = _one(item, max_nodes - n_nodes - len(stack))
+        total += int(n_bytes * weight)
+        weight *= factor
         if n_nodes < max_nodes * 4:  # many short containers: stop following, keep what is there
-            stack.extend((child, weight) for child in children)
+            stack.extend([(child, weight) for child in children])
     return total
 
 
-def _one(item: object) -> tuple[int, Iterable[object]]:
-    """An object's own bytes and what it holds; a failure counts as the shell."""
+def _one(item: object, budget: int) -> tuple[int, list[object], float]:
+    """An object's own bytes, what is to be visited of what it holds, and how many each stands for.
+
+    A failure counts as the shell: foreign properties may raise anything.
+    """
     try:
-        return _sizer(type(item))(item)
-    except Exception as error:  # noqa: BLE001 - foreign properties may raise anything
+        n_bytes, children = _sizer(type(item))(item)
+        factor = 1.0
+        if isinstance(children, _Long):
+            added, children, factor = children.spread(budget)
+            n_bytes += added
+        return _bounded(n_bytes), list(children), factor
+    except Exception as error:  # noqa: BLE001 - see above
         failures.record(type(item), error)
-        return _shell(item), ()
+        return _shell(item), [], 1.0
 
 
 def _shell(item: object) -> int:
+    """Bytes of an object without what it holds; a small guess where it does not say."""
     try:
-        return sys.getsizeof(item, 64)
+        return _bounded(sys.getsizeof(item, _SHELL_BYTES))
     except Exception:  # noqa: BLE001 - a foreign __sizeof__ may raise anything
-        return 64
+        return _SHELL_BYTES
+
+
+def _bounded(n_bytes: int) -> int:
+    """The number itself where an object can be that large. `ValueError` where none can."""
+    if not 0 <= n_bytes <= _LARGEST_BYTES:
+        raise ValueError(f"no object has {n_bytes} bytes")
+    return n_bytes
 
 
 class _Long:
@@ -182,26 +200,48 @@ def _distinct_objects(n_met: int, n_drawn: int, n: int) -> float:
 
 
 def _scalar(item: object) -> tuple[int, Iterable[object]]:
-    return sys.getsizeof(item), ()
+    return _shell(item), ()
 
 
 def _buffer(item: memoryview) -> tuple[int, Iterable[object]]:
     return item.nbytes, ()
 
 
-def _sequence(item: Collection[object]) -> tuple[int, Iterable[object]]:
-    own = sys.getsizeof(item)
-    held: dict[str, object] = getattr(item, "__dict__", {})
-    if len(item) > _EXACT_UP_TO and not held:
-        return own, _Long(item)  # type: ignore[return-value]
-    return own, (*item, *held.values())
+# Subclasses may iterate, count or name their attributes as they like: what is in the memory of the
+# container itself is asked of its built-in base.
+
+
+def _sequence(base: type[Collection[object]]) -> Sizer:
+    def size(item: Collection[object]) -> tuple[int, Iterable[object]]:
+        held = _attributes(item)
+        elements = item if type(item) is base else list(base.__iter__(item))
+        if len(elements) > _EXACT_UP_TO and not held:
+            return _shell(item), _Long(elements)  # type: ignore[return-value]
+        return _shell(item), [*elements, *held]
+
+    return size
 
 
 def _mapping(item: dict[object, object]) -> tuple[int, Iterable[object]]:
-    own = sys.getsizeof(item)
-    if len(item) <= _EXACT_UP_TO:
-        return own, (*item.keys(), *item.values(), *getattr(item, "__dict__", {}).values())
-    return own, (_Elements(item.keys()), _Elements(item.values()))
+    keys, contents = dict.keys(item), dict.values(item)
+    held = _attributes(item)
+    if len(keys) <= _EXACT_UP_TO:
+        return _shell(item), [*keys, *contents, *held]
+    return _shell(item), [_Elements(keys), _Elements(contents), *held]
+
+
+def _attributes(item: object) -> list[object]:
+    """The values of an object's attributes, its slots not counted."""
+    return list((_attribute_dict(item) or {}).values())
+
+
+def _attribute_dict(item: object) -> dict[str, object] | None:
+    """An object's attribute dictionary, None where it has none or it cannot be had."""
+    try:
+        held = object.__getattribute__(item, "__dict__")
+    except Exception:  # noqa: BLE001 - a foreign `__dict__` may be a property that raises
+        return None
+    return held if type(held) is dict else None
 
 
 class _Elements:
@@ -226,7 +266,7 @@ def _numpy(item: Any) -> tuple[int, Iterable[object]]:
     own = _distinct_elements(item.shape, item.strides) * item.itemsize
     shell = 96 + 16 * item.ndim
     if not item.dtype.hasobject:
-        return own + shell, getattr(item, "__dict__", {}).values()  # a subclass's, such as a mask
+        return own + shell, _attributes(item)  # a subclass's, such as a mask
     if item.dtype.kind != "O":  # objects inside a record: field by field
         return own + shell, [item[name] for name in item.dtype.names or ()]
     distinct = item[tuple(slice(None) if s else slice(1) for s in item.strides)]
@@ -267,15 +307,29 @@ def _arrow_buffer(item: Any) -> tuple[int, Iterable[object]]:
     return int(item.size) + 64, ()
 
 
+_TENSOR_BYTES: Final = 200
+"""A tensor without its elements."""
+
+
 def _torch(item: Any) -> tuple[int, Iterable[object]]:
-    shell = 200
-    if item.is_sparse:
-        whole = item if item.is_coalesced() else item.coalesce()
-        return shell, [whole.indices(), whole.values()]
-    if str(item.layout) != "torch.strided":
-        return shell + item.values().nbytes, ()
-    own = _distinct_elements(tuple(item.shape), item.stride()) * item.element_size()
-    return shell + own, [] if item.grad is None or not item.is_leaf else [item.grad]
+    held = _attributes(item)
+    if item.is_leaf and item.grad is not None:
+        held.append(item.grad)
+    layout = str(item.layout)
+    if item.is_meta:
+        return _TENSOR_BYTES, held
+    if layout == "torch.sparse_coo":
+        return _TENSOR_BYTES, [item._indices(), item._values(), *held]
+    if layout in ("torch.sparse_csr", "torch.sparse_bsr"):
+        parts = [item.crow_indices(), item.col_indices(), item.values()]
+        return _TENSOR_BYTES, [*parts, *held]
+    if layout in ("torch.sparse_csc", "torch.sparse_bsc"):
+        parts = [item.ccol_indices(), item.row_indices(), item.values()]
+        return _TENSOR_BYTES, [*parts, *held]
+    if layout != "torch.strided" or item.is_nested:
+        return _TENSOR_BYTES + item.numel() * item.element_size(), held
+    n = _distinct_elements(tuple(item.shape), item.stride())
+    return _TENSOR_BYTES + n * item.element_size(), held
 
 
 def _torch_storage(item: Any) -> tuple[int, Iterable[object]]:
@@ -295,22 +349,20 @@ def _prefect_record(item: Any) -> tuple[int, Iterable[object]]:
 
 
 def _payload(item: SupportsPayload) -> tuple[int, Iterable[object]]:
-    return sys.getsizeof(item), [item.__deepflow_payload__()]
+    return _shell(item), [item.__deepflow_payload__()]
 
 
 def _slotted(item: Any) -> tuple[int, Iterable[object]]:
     """Any other object: its shell, its attributes, and what pydantic keeps beside them."""
     held: list[object] = []
-    attributes = getattr(item, "__dict__", None)
-    if isinstance(attributes, dict):
+    attributes = _attribute_dict(item)
+    if attributes is not None:
         held.append(attributes)
     for cls in type(item).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot not in ("__dict__", "__weakref__", "__pydantic_fields_set__"):
-                is_private = slot.startswith("__") and not slot.endswith("__")
-                stored_as = f"_{cls.__name__.lstrip('_')}{slot}" if is_private else slot
-                held.append(getattr(item, stored_as, None))
+        for name, slot in vars(cls).items() if "__slots__" in vars(cls) else ():
+            if type(slot) is types.MemberDescriptorType and name != "__pydantic_fields_set__":
+                with contextlib.suppress(AttributeError):  # nothing was put there
+                    held.append(slot.__get__(item))
     if dataclasses.is_dataclass(item) or held:
         return _shell(item), held
     nbytes = getattr(item, "nbytes", None)  # an array of a kind not known here
@@ -337,6 +389,7 @@ _BY_NAME: Final[dict[tuple[str, str], Sizer]] = {
     ("polars", "Series"): _polars,
     ("cupy", "ndarray"): _nbytes,
 }
+_SEQUENCES: Final = {base: _sequence(base) for base in (list, tuple, set, frozenset, deque)}
 _sizers: Final[dict[type, Sizer]] = {_Elements: _elements}
 _MAX_KNOWN_TYPES: Final = 10_000  # tasks may make types as they run
 
@@ -355,7 +408,9 @@ def _find_sizer(kind: type) -> Sizer:
     if hasattr(kind, "__deepflow_payload__"):
         return _payload
     for cls in kind.__mro__:
-        sizer = _BY_NAME.get((cls.__module__.partition(".")[0], cls.__name__))
+        sizer = _BY_NAME.get(
+            (class_text(cls, "__module__").partition(".")[0], class_text(cls, "__name__"))
+        )
         if sizer is not None:
             return sizer
     if issubclass(kind, memoryview):
@@ -364,6 +419,7 @@ def _find_sizer(kind: type) -> Sizer:
         return _scalar
     if issubclass(kind, dict):
         return _mapping
-    if issubclass(kind, (list, tuple, set, frozenset, deque)):
-        return _sequence
+    for base, sizer in _SEQUENCES.items():
+        if base in kind.__mro__:
+            return sizer
     return _slotted

@@ -25,7 +25,7 @@ from deepflow.errors import FrameError
 from deepflow.intermediates import frames
 from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer, element_bytes
-from deepflow.intermediates.pickling import EnvelopePickler, own, standing_for
+from deepflow.intermediates.pickling import EnvelopePickler, class_text, standing_for
 
 __all__ = [
     "Choose",
@@ -168,11 +168,11 @@ class _ValuePickler(EnvelopePickler):
             reduced = self.attempt(_reduce_objects if obj.dtype.kind == "O" else _reduce_dates, obj)
             if reduced is not NotImplemented:
                 return reduced
-        elif kind.__name__ == "Parcel" and own(kind, "__module__").startswith("deepflow."):
+        elif kind.__name__ == "Parcel" and class_text(kind, "__module__").startswith("deepflow."):
             for buffer, dtype in zip(obj.buffers, obj.dtypes, strict=True):
                 if dtype and buffer.nbytes:
                     self._dtypes[_address(buffer)] = dtype
-        elif own(kind, "__module__").startswith("pyarrow."):
+        elif class_text(kind, "__module__").startswith("pyarrow."):
             self.attempt(self._note_column, obj)
         return super().reducer_override(obj)
 

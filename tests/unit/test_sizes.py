@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import logging
 import random
 import sys
-from collections import namedtuple
+from collections import deque, namedtuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -345,3 +347,128 @@ def test_an_envelope_can_be_sent_while_another_thread_is_importing_a_library(
     back = deserialize(header, frames)
     assert header["serializer"] == "dask"
     assert np.array_equal(back.entries[0].content.open(HOME)["a"], value)
+
+
+class _Raising:
+    """Every question that measuring might ask raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class _RaisingMeta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __hash__(cls) -> int:
+        raise RuntimeError("not to be hashed")
+
+    def __eq__(cls, other: object) -> bool:
+        raise RuntimeError("not to be compared")
+
+
+class _OfRaisingMeta(metaclass=_RaisingMeta):
+    pass
+
+
+def _hostile(base: type, error: type[Exception] = RuntimeError) -> type:
+    """A subclass whose every own method raises."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error("not to be asked")
+
+    names = ("__sizeof__", "__len__", "__iter__", "__eq__", "__hash__", "__getattr__", "__bool__")
+    contents = dict.fromkeys(names, refuse) | {"nbytes": property(refuse), "__dir__": refuse}
+    if issubclass(base, dict):
+        contents |= dict.fromkeys(("keys", "values", "items"), refuse)
+    return type("Hostile", (base,), contents)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RecursionError, AttributeError, MemoryError])
+@pytest.mark.parametrize(
+    "base", [object, list, tuple, dict, set, frozenset, deque, str, int, bytes]
+)
+def test_an_object_that_refuses_every_question_is_measured(
+    base: type, error: type[Exception]
+) -> None:
+    item = _hostile(base, error)()
+    assert 0 < sizes.measure([item]) < 10_000
+
+
+def test_what_a_container_holds_counts_although_its_class_refuses_to_say() -> None:
+    content = np.zeros(100_000)
+    for base, filled in ((list, [content]), (tuple, (content,)), (dict, {"a": content})):
+        assert sizes.measure(_hostile(base)(filled)) >= content.nbytes
+
+
+def test_a_type_that_refuses_every_question_is_measured_as_a_shell() -> None:
+    assert 0 < sizes.measure([_Raising(), _OfRaisingMeta()]) < 1_000
+
+
+@pytest.mark.parametrize("claimed", [-5, 10**400, 1 << 60])
+def test_a_size_that_no_object_has_is_not_believed(claimed: int) -> None:
+    class Claims:
+        __slots__ = ()
+        nbytes = claimed
+
+        def __sizeof__(self) -> int:
+            return min(claimed, 1 << 60)
+
+    assert 0 < sizes.measure(Claims()) < 1_000
+
+
+@pytest.mark.parametrize("n_levels", [200, 100_000])
+def test_depth_costs_no_stack(n_levels: int) -> None:
+    nested: Any = None
+    attributes: Any = None
+    for _ in range(n_levels):
+        nested = {"inner": [nested]}
+        attributes = SimpleNamespace(inner=attributes)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 60)
+    try:
+        assert sizes.measure(nested) > 200 * 100
+        assert sizes.measure(attributes) > 200 * 40
+    finally:
+        sys.setrecursionlimit(limit)
+        # One by one: freeing them all at once would recurse in the interpreter.
+        while nested is not None:
+            nested = nested["inner"].pop()
+        while attributes is not None:
+            rest, attributes.inner = attributes.inner, None
+            attributes = rest
+
+
+def test_a_container_of_itself_is_measured_once() -> None:
+    recursive: list[Any] = [np.zeros(10_000)]
+    recursive.append(recursive)
+    assert 80_000 <= sizes.measure(recursive) < 82_000
+
+
+def test_one_that_cannot_be_measured_is_counted_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refuses:
+        __slots__ = ()
+
+        @property
+        def nbytes(self) -> int:
+            raise RuntimeError("no")
+
+    before = sizes.failures.count
+    with caplog.at_level(logging.WARNING):
+        sizes.measure([Refuses(), Refuses()])
+    assert sizes.failures.count == before + 2
+    assert caplog.text.count("cannot measure") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse ")
+def test_a_sparse_tensor_counts_its_indices_and_values() -> None:
+    eye = torch.eye(1_000)
+    assert 20_000 <= sizes.measure(eye.to_sparse()) < 22_000
+    for compressed in (eye.to_sparse_csr(), eye.to_sparse_csc()):
+        assert 20_000 <= sizes.measure(compressed) < 22_000
+    assert sizes.measure(torch.zeros(10**9, device="meta")) < 1_000
+    with_attribute = torch.zeros(3)
+    with_attribute.kept = torch.zeros(10_000)
+    assert sizes.measure(with_attribute) >= 40_000
