@@ -36,7 +36,7 @@ class Api:
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Asked again while the server's SQLite is locked (503), as Prefect's own client does."""
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 60
         while True:
             response = self._client.request(method, path, json=body)
             if response.status_code != 503 or time.monotonic() > end_s:
@@ -75,7 +75,7 @@ class Api:
         body = {"logs": {"flow_run_id": {"any_": [str(flow_run_id)]}}, "limit": 200}
         return [log["message"] for log in self.post("/logs/filter", body)]
 
-    def until(self, ask: Callable[[], T], claim: Callable[[T], bool], deadline_s: float = 15) -> T:
+    def until(self, ask: Callable[[], T], claim: Callable[[T], bool], deadline_s: float = 90) -> T:
         """The first answer for which `claim` holds; fails with the last one at the deadline."""
         end_s = time.monotonic() + deadline_s
         while True:

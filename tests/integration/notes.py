@@ -56,7 +56,7 @@ def noted_by(path: str | Path) -> dict[str, int]:
     return {entry.name: entry.pid for entry in notes(path)}
 
 
-def until(claim: Callable[[], object], deadline_s: float = 30.0) -> None:
+def until(claim: Callable[[], object], deadline_s: float = 120.0) -> None:
     """Wait until `claim` holds; fail at the deadline."""
     end_s = time.monotonic() + deadline_s
     while not claim():
@@ -64,7 +64,7 @@ def until(claim: Callable[[], object], deadline_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def await_note(path: str | Path, name: str, deadline_s: float = 20.0) -> None:
+def await_note(path: str | Path, name: str, deadline_s: float = 120.0) -> None:
     """Wait until `name` is noted; fail at the deadline."""
     until(lambda: name in names(path), deadline_s)
 
@@ -78,7 +78,7 @@ def is_alive(pid: int) -> bool:
     return stat.rsplit(")", 1)[1].split()[0] not in ("Z", "X")
 
 
-def await_death(pid: int, deadline_s: float = 10.0) -> None:
+def await_death(pid: int, deadline_s: float = 60.0) -> None:
     """Wait until a process is gone; fail at the deadline."""
     until(lambda: not is_alive(pid), deadline_s)
 

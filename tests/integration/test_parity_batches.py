@@ -13,7 +13,7 @@ from prefect import task
 from deepflow import hints
 from deepflow.observe import metrics
 from tests.integration.api import Api
-from tests.integration.notes import names, note, noted_at
+from tests.integration.notes import names, note, until
 from tests.integration.parity import run_on
 
 
@@ -152,18 +152,17 @@ def test_batching_can_be_turned_off(cluster: LocalCluster, how: str) -> None:
 def test_items_behind_a_straggler_finish_long_before_it(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
+    """The straggler waits for all others, so that it would for ever if one waited for it."""
     path = str(tmp_path / "notes")
-    long_s = 6.0
 
     @task
     def step(value: int) -> int:
         if value == 40:
-            time.sleep(long_s)
+            until(lambda: len(set(names(path))) == 199)
         note(path, value)
         return value
 
     before = batches()
-    began_s = time.time()
 
     def body() -> Any:
         warm(step)
@@ -171,10 +170,7 @@ def test_items_behind_a_straggler_finish_long_before_it(
 
     assert run_on(cluster, body).result() == list(range(200))
     assert batches() > before
-    at_s = noted_at(path)
-    straggler_s = at_s.pop("40")
-    assert straggler_s - began_s >= long_s
-    assert max(at_s.values()) < straggler_s - long_s / 3
+    assert names(path)[-1] == "40"
 
 
 @pytest.mark.parametrize("events", ["all", "coalesce"])
@@ -208,8 +204,8 @@ def test_the_states_between_are_sent_one_by_one_or_not_as_set(
 def test_a_cancelled_map_leaves_no_item_running(cluster: LocalCluster, api: Api) -> None:
     @task
     def slow(value: int) -> int:
-        end_s = time.monotonic() + 0.05
-        while time.monotonic() < end_s:
+        end_s = time.monotonic() + 60
+        while value and time.monotonic() < end_s:
             time.sleep(0.005)
         return value
 
@@ -219,12 +215,11 @@ def test_a_cancelled_map_leaves_no_item_running(cluster: LocalCluster, api: Api)
         for future in futures:
             future.cancel()
         for future in futures:
-            future.wait(20)
+            future.wait(60)
         return [future.state.type.value for future in futures]
 
     run = run_on(cluster, body)
     states = run.result()
-    assert set(states) == {"COMPLETED", "CANCELLED"}
-    assert states.count("CANCELLED") > 200
+    assert states == ["COMPLETED"] + ["CANCELLED"] * 299
     recorded = [record["state_type"] for record in api.task_runs(run.id)]
     assert sorted(recorded) == sorted(states)

@@ -183,7 +183,7 @@ def until_known(client: Client, n_tasks: int) -> None:
     """Wait until the scheduler has this many tasks on its hands."""
     import time
 
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 120
     while True:
         counts = client.run_on_scheduler(
             lambda dask_scheduler: sum(

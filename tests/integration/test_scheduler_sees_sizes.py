@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import dask
 import pytest
-from distributed import Client, Future, Scheduler, Worker
+from distributed import Client, Future, Scheduler, Worker, wait
 
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.decide.model import WorkerClass
@@ -66,7 +67,7 @@ def raw() -> bytes:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    workers = WorkerClass("w", count=2, memory=LIMIT_MB * MB)
+    workers = WorkerClass("w", count=2, memory="2 GiB")
     with local_cluster([workers]) as cluster, Client(cluster) as client:
         client.run(registration.register)
         registration.register()
@@ -89,19 +90,40 @@ def test_the_scheduler_knows_the_size_of_a_result_within_five_percent(
     assert bytes_known_to_scheduler(client, future) == pytest.approx(4 * MB, rel=0.05)
 
 
+async def decided(key: str, held: dict[str, str], dask_scheduler: Scheduler) -> str:
+    """Where the scheduler would send a task, but for its needs; nothing runs meanwhile."""
+    end_s = time.monotonic() + 60
+    tasks, workers = dask_scheduler.tasks, dask_scheduler.workers.values()
+    while key not in tasks or any(worker.processing for worker in workers):
+        assert time.monotonic() < end_s, "a worker is busy"
+        await asyncio.sleep(0.01)
+    assert len(dask_scheduler.running) == 2, "a worker is paused"
+    assert {k: [ws.name for ws in tasks[k].who_has or ()] for k in held} == {
+        k: [name] for k, name in held.items()
+    }
+    asked = tasks[key]
+    needs, asked.resource_restrictions = asked.resource_restrictions, None
+    chosen = dask_scheduler.decide_worker_non_rootish(asked)
+    asked.resource_restrictions = needs
+    assert chosen is not None
+    return str(chosen.name)
+
+
 def test_a_task_goes_to_the_worker_that_holds_the_larger_input(client: Client) -> None:
+    """What the scheduler decides by sizes alone: nothing runs, and each input lies on one worker.
+
+    The task needs what nobody has, so that it is not sent before the question is asked.
+    """
     names = {w["name"]: a for a, w in client.scheduler_info(n_workers=-1)["workers"].items()}
     for large, small in (("w-0", "w-1"), ("w-1", "w-0")):
-        big = client.submit(lambda: enveloped(array(60)), workers=names[large], pure=False)
+        big = client.submit(lambda: enveloped(array(30)), workers=names[large], pure=False)
         little = client.submit(lambda: enveloped(array(1)), workers=names[small], pure=False)
-        client.gather([client.submit(lambda _: None, x, pure=False) for x in (big, little)])
-
-        def where(_a: object, _b: object) -> str:
-            from distributed import get_worker
-
-            return str(get_worker().name)
-
-        assert client.submit(where, little, big, pure=False).result() == large
+        wait([big, little])
+        asked = client.submit(
+            lambda *_: None, little, big, resources={"what nobody has": 1}, pure=False
+        )
+        held = {big.key: large, little.key: small}
+        assert client.run_on_scheduler(decided, asked.key, held) == large
 
 
 def test_a_worker_with_more_results_than_memory_spills_them_and_lives() -> None:
@@ -130,7 +152,7 @@ def test_a_worker_with_more_results_than_memory_spills_them_and_lives() -> None:
         def held(dask_worker: Worker) -> tuple[int, int]:
             return len(dask_worker.data.fast), len(dask_worker.data.slow)  # type: ignore[attr-defined]
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             ((in_memory, on_disk),) = client.run(held).values()
             if on_disk >= 10 or time.monotonic() > deadline:
