@@ -105,7 +105,7 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
             (
                 row.task,
                 f"{row.n:,}",
-                f"{row.n_attempts - row.n_finished:,}",
+                f"{row.n_failed:,}",
                 in_seconds(row.median_run_s),
                 in_seconds(row.median_wait_s),
                 ", ".join(f"{name} {n:,}" for name, n in row.ran_on),

@@ -29,6 +29,9 @@ from deepflow.decide.events import (
 
 __all__ = ["Attempt", "RunTrail", "TaskTrail", "Trail", "WorkerTrail"]
 
+_GIVEN_BACK = "given back before it began"
+"""The cause in older journals where a worker let go of a task when asked, which is no failure."""
+
 Outcome = Literal["finished", "failed", "running"]
 
 
@@ -310,6 +313,8 @@ class _Fold:
         task.attempts.append(replace(attempt, on_gpu=True) if event.on_gpu else attempt)
 
     def _failed(self, event: Failed) -> None:
+        if event.cause == _GIVEN_BACK:
+            return
         if event.worker:  # a task may fail before it has one
             self._worker(event.worker, event.at_s)
         task = self._task(event.key, event.at_s)

@@ -82,7 +82,7 @@ def _sentence(trail: Trail) -> str:
 
 def _task_table(trail: Trail) -> str:
     rows = task_summaries(trail)
-    some_failed = any(row.n_attempts > row.n_finished for row in rows)
+    some_failed = any(row.n_failed for row in rows)
     lines = [
         "| task | n | median run | median wait | longest wait | moved | ran on |"
         + " failed tries |" * some_failed,
@@ -90,7 +90,7 @@ def _task_table(trail: Trail) -> str:
     ]
     for row in rows[:_MAX_TASK_ROWS]:
         where = ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
-        failed = f" {row.n_attempts - row.n_finished:,} |" * some_failed
+        failed = f" {row.n_failed:,} |" * some_failed
         lines.append(
             f"| {_cell(row.task)} | {row.n:,} | {in_seconds(row.median_run_s)} "
             f"| {in_seconds(row.median_wait_s)} | {in_seconds(row.longest_wait_s)} "

@@ -44,6 +44,8 @@ class TaskSummary:
     n: int
     n_finished: int
     n_attempts: int
+    n_failed: int
+    """Attempts that failed: not those that still run, or that made a lost result anew."""
     median_run_s: float | None
     """None: none finished."""
     median_wait_s: float | None
@@ -162,6 +164,7 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
         n=len(tasks),
         n_finished=len(runs_s),
         n_attempts=sum(len(task.attempts) for task in tasks),
+        n_failed=sum(a.outcome == "failed" for task in tasks for a in task.attempts),
         median_run_s=median(runs_s) if runs_s else None,
         median_wait_s=median(waits_s) if waits_s else None,
         longest_wait_s=max(waits_s, default=None),

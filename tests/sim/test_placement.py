@@ -21,7 +21,7 @@ from distributed import Scheduler
 
 from deepflow.backend.placement.plugin import MAX_FAULTS, Placement
 from deepflow.decide.estimate import Estimates
-from deepflow.decide.events import Event, Finished, Held, Placed, Started
+from deepflow.decide.events import Event, Failed, Finished, Held, Placed, Started
 from deepflow.decide.place.policies import EarliestFinish, JobOrder, RollingHeft
 from deepflow.decide.place.policy import Candidates, Policy
 from deepflow.decide.place.registry import STOCK, policy_names
@@ -324,6 +324,8 @@ class TestRecall:
         assert ends.pop("a12") > 60.0
         assert max(ends.values()) < 10.0
         assert played.placement._report()["n_recalled"] == 1
+        assert played.of(Failed) == [], "to be given back is no failure"
+        assert [e.reason for e in played.of(Held) if "could not begin" in e.reason] != []
 
     def test_nothing_is_asked_for_while_every_other_worker_is_busy(self) -> None:
         tasks = [task(f"a{n:02}", 5.0 if n in (12, 13) else 0.1, kind="a") for n in range(16)]

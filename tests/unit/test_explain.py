@@ -18,6 +18,7 @@ from deepflow.decide.events import (
     Held,
     Moved,
     Placed,
+    Started,
     Submitted,
     Transferred,
     WorkerJoined,
@@ -97,6 +98,18 @@ def test_summaries_by_name_of_the_task() -> None:
     assert (a.median_run_s, a.median_wait_s, a.total_run_s) == (14.0, 0.0, 28.0)
     assert a.ran_on == (("slow", 1), ("fast", 1))
     assert (b.median_wait_s, b.longest_wait_s, b.moved_bytes) == (8.0, 8.0, 500)
+
+
+def test_only_what_failed_counts_as_a_failed_try() -> None:
+    others = [
+        Started(20.5, "a-1", "slow-0"),  # made anew, and under way when the log ends
+        Failed(20.0, "a-1", "slow-0", "given back before it began"),  # as older journals say it
+    ]
+    a, b = task_summaries(Trail.of([*events(), *others]))
+    assert (a.n_failed, b.n_failed) == (0, 0)
+    assert "failed tries" not in flow_report_markdown(Trail.of([*events(), *others]))
+    a, b = task_summaries(Trail.of([*events(), Failed(21.0, "b-1", "slow-0", "worker-lost")]))
+    assert {row.task: row.n_failed for row in (a, b)} == {"a": 0, "b": 1}
 
 
 def moved() -> list[Event]:

@@ -26,7 +26,7 @@ from distributed.metrics import time
 
 from deepflow.backend.placement.binding import Binding, Recs, differences
 from deepflow.backend.placement.mirror import Known, Mirror, gpu_needs
-from deepflow.backend.placement.recalls import Recalls
+from deepflow.backend.placement.recalls import Recalls, is_recall
 from deepflow.backend.placement.record import Record
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import (
@@ -556,7 +556,7 @@ class Placement(SchedulerPlugin):
                 if state.processing_on is not None:
                     self._is_with(key, state.processing_on.address, self._now())
             elif start == "processing":
-                self._is_back(key, finish, more)
+                self._is_back(key, finish, stimulus_id, more)
             elif start == "queued" and self.is_placing:
                 self.ready.remove(key)
                 self._for_dask.pop(key, None)
@@ -581,7 +581,7 @@ class Placement(SchedulerPlugin):
         self.mirror.fleet.assign(worker, key, start_s, start_s + expected_s, needs)
         self._note(Placed(now_s, str(key), worker.name, "stock"), known.job.run if known else "")
 
-    def _is_back(self, key: Any, finish: str, more: dict[str, Any]) -> None:
+    def _is_back(self, key: Any, finish: str, stimulus_id: str, more: dict[str, Any]) -> None:
         """A worker no longer has a task: it has ended, or was taken away."""
         known = self.mirror.known.get(key)
         if known is None:
@@ -614,9 +614,12 @@ class Placement(SchedulerPlugin):
                         self.ready.remove(task.key)
                         task.rank_s = open_one.rank_s
                         self.ready.add(task)
-        else:
-            why = "given back before it began" if finish == "released" else finish
-            self._note(Failed(now_s, str(key), name, why), known.job.run)
+        elif is_recall(stimulus_id):
+            self._note(Held(now_s, str(key), f"{name} could not begin with it"), known.job.run)
+        elif finish != "released":
+            self._note(Failed(now_s, str(key), name, finish), known.job.run)
+        elif known.worker_id not in self.scheduler.workers:
+            self._note(Failed(now_s, str(key), name, "its worker was lost"), known.job.run)
         known.worker_id = ""
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 
     from deepflow.decide.place.fleet import Fleet
 
-__all__ = ["Recalls"]
+__all__ = ["Recalls", "is_recall"]
 
 _NOT_BEGUN: Final = frozenset({"ready", "constrained", "waiting"})
 """States of a task on a worker from which it gives the task up when asked."""
+
+
+_RECALL: Final = "deepflow-recall-"
+
+
+def is_recall(stimulus_id: str) -> bool:
+    """Whether something happens to a task because a worker gave it back when asked."""
+    return stimulus_id.startswith(_RECALL)
 
 
 class Recalls:
@@ -47,7 +55,7 @@ class Recalls:
 
     def _ask(self, key: Any, address: str) -> None:
         self._n_asked += 1
-        stimulus_id = f"deepflow-recall-{self._n_asked}"
+        stimulus_id = f"{_RECALL}{self._n_asked}"
         self._asked[stimulus_id] = key, address
         self._scheduler.worker_send(
             address, {"op": "steal-request", "key": key, "stimulus_id": stimulus_id}
