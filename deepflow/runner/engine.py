@@ -30,7 +30,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from dask.sizeof import sizeof
 from prefect._internal.result_records import ResultRecord
 from prefect.cache_policies import DEFAULT
 from prefect.client.schemas import TaskRun
@@ -46,6 +45,7 @@ from prefect.task_engine import (
 from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.engine import link_state_to_task_run_result
 
+from deepflow.intermediates.sizes import measure
 from deepflow.observe import metrics
 from deepflow.runner.durable import DurableRecord
 from deepflow.runner.isolated import call_isolated
@@ -187,7 +187,7 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
         if (
             self.task.cache_policy == DEFAULT
             and not should_persist_result()
-            and sizeof(self.parameters or {}) >= _LARGE_INPUT_BYTES
+            and measure(self.parameters or {}) >= _LARGE_INPUT_BYTES
         ):
             return None
         return super().compute_transaction_key()
