@@ -6,8 +6,8 @@ For a class, cloudpickle remembers in each process which class it has made of a 
 a later load sets the attributes of that same class again, also while another thread uses it.
 Here a `Scope` decides which class a load gets:
 
-- At home, where the class was defined, it is that class, and a load never changes it.
-- In a worker, a run takes the process's class and gives it the attributes that it had when the
+- Where the class was defined, it is that class, and no load ever changes it.
+- Elsewhere, in a worker, a run takes the process's class and gives it the attributes that it had when the
   run was submitted. If another run has taken it and is under way, the run gets a class of its
   own with the same identity on the wire: what it returns is an instance of the class at home.
 
@@ -29,6 +29,8 @@ from cloudpickle import cloudpickle
 __all__ = ["HOME", "Scope", "loads"]
 
 _lock: Final = threading.RLock()
+_made: weakref.WeakSet[type] = weakref.WeakSet()
+"""Classes that a load has made: all others were defined here, and are left as they are."""
 _n_users: dict[str, int] = {}
 """By cloudpickle's id of a class: how many runs have taken the process's class."""
 _set_here: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
@@ -38,8 +40,7 @@ _set_here: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDict
 class Scope:
     """The classes that the loads of one run get. Thread-safe.
 
-    `is_home`: the process is the one in which classes were defined, or one that must not change
-    them: a class that is there already stays as it is.
+    `is_home`: a class that is there already stays as it is, wherever it comes from.
     """
 
     def __init__(self, *, is_home: bool = False) -> None:
@@ -104,12 +105,13 @@ class Scope:
             if known is not None:
                 return known
             there: type | None = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(class_id)
-            if there is not None and self._is_home:
+            if there is not None and (self._is_home or there not in _made):
                 return there
             if there is not None and not _n_users.get(class_id):
                 chosen = there
             else:
                 chosen = make()
+                _made.add(chosen)
                 with cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
                     cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[chosen] = class_id
                     if there is None:

@@ -92,7 +92,7 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     outcomes = Outcomes()
     scope = agent.context(job.context)
     load = partial(_load_task, agent.code(job.code), job, dependencies)
-    classes = _classes()
+    classes = Scope()
     task: Task[Any, Any] | None = load(classes)
     agent.begin(running)
     current_slot.set(Slot())
@@ -105,7 +105,7 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
                 agent.announce(job, spec.run_id)
             if task is None:
                 # Globals, closures and defaults are each run's own.
-                classes = _classes()
+                classes = Scope()
                 task = load(classes)
             try:
                 run = _Run(agent, job, task, spec, seat, classes)
@@ -121,11 +121,6 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     finally:
         agent.end(running)
     return _settled(outcomes)
-
-
-def _classes() -> Scope:
-    """Which classes a run's values are made of: at home where the flow is in this process."""
-    return Scope(is_home=get_worker().address.startswith("inproc"))
 
 
 def _load_task(

@@ -125,6 +125,14 @@ def test_at_home_a_class_is_that_class_and_stays_as_it_is(name: str) -> None:
     assert name == "Colour" or names[name].factor == "changed since"
 
 
+def test_a_run_in_the_process_of_the_flow_gets_the_flow_s_class_as_it_is() -> None:
+    names = defined()
+    blob = cloudpickle.dumps(names["Model"])
+    names["Model"].factor = "changed since"
+    assert loads(blob, Scope()) is names["Model"]
+    assert names["Model"].factor == "changed since"
+
+
 def test_members_of_an_enumeration_are_the_same_in_each_run() -> None:
     blob = forget(cloudpickle.dumps(defined()["Colour"].RED))
     scope = Scope()
