@@ -28,7 +28,7 @@ def command() -> None:
     type=click.Choice(["deepflow", "prefect"]),
     default="deepflow",
     show_default=True,
-    help="deepflow: compressed bytes, metadata apart; prefect: one JSON document, pickled.",
+    help="deepflow: compressed bytes; prefect: one JSON document with a pickle.",
 )
 @click.option(
     "--option",

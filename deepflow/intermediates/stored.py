@@ -2,6 +2,10 @@
 
     magic 8 B | digest of all that follows 16 B | number of frames u32 | length of each u64 | frames
 
+A record is such a value with what is said of it in front:
+
+    magic 8 B | digest of the metadata 16 B | their length u32 | metadata | value as above
+
 The first frame is the value's structure (pickle 5), the others its buffers; a frame's head says
 whether the buffer was read-only. What belongs to ``__main__`` is stored by value, as Prefect's
 pickle serializer does it: another script has another ``__main__``. Nothing is decoded before the
@@ -26,8 +30,10 @@ from deepflow.intermediates.codecs import Buffer
 from deepflow.intermediates.pickling import dump
 
 MAGIC: Final = b"\x93dflow1\n"
+RECORD_MAGIC: Final = b"\x93dfrec1\n"
 _DIGEST_BYTES: Final = 16
 _HEAD_BYTES: Final = len(MAGIC) + _DIGEST_BYTES
+_LENGTH: Final = struct.Struct("<I")
 _FRAME: Final = struct.Struct("<Bc?xIQ")
 _RAW, _ZSTD, _SHUFFLE_ZSTD, _PCO = (
     codecs.parse(name).number for name in ("raw", "zstd", "shuffle+zstd", "pco")
@@ -75,6 +81,37 @@ def unpack(content: Buffer) -> Any:
 def is_packed(content: Buffer) -> bool:
     """Whether `content` says that it is ours; it may be damaged still."""
     return bytes(memoryview(content)[: len(MAGIC)]) == MAGIC
+
+
+def pack_record(metadata: bytes, content: bytes) -> bytes:
+    """A packed value with metadata in front, as the content of one file."""
+    digest = hashlib.blake2b(metadata, digest_size=_DIGEST_BYTES).digest()
+    return b"".join((RECORD_MAGIC, digest, _LENGTH.pack(len(metadata)), metadata, content))
+
+
+def is_record(content: Buffer) -> bool:
+    """Whether `content` says that it is a record of ours; it may be damaged still."""
+    return bytes(memoryview(content)[: len(RECORD_MAGIC)]) == RECORD_MAGIC
+
+
+def split_record(content: Buffer) -> tuple[bytes, memoryview]:
+    """The metadata, checked, and the packed value, which :func:`unpack` checks.
+
+    Raises:
+        StoredResultError: no record, or its metadata are damaged.
+    """
+    view = memoryview(content)
+    start = _HEAD_BYTES + _LENGTH.size
+    if is_record(view) and len(view) >= start:
+        (length,) = _LENGTH.unpack_from(view, _HEAD_BYTES)
+        metadata = bytes(view[start : start + length])
+        digest = hashlib.blake2b(metadata, digest_size=_DIGEST_BYTES).digest()
+        if digest == view[len(RECORD_MAGIC) : _HEAD_BYTES]:
+            return metadata, view[start + length :]
+    raise StoredResultError(
+        "the stored result is damaged: its metadata do not have the digest that was written; "
+        "delete the record so that it is computed again"
+    )
 
 
 def address_of(content: Buffer) -> str:

@@ -1,66 +1,29 @@
-"""A cache policy whose key is made of content that is known already: `CONTENT`.
+"""A cache policy that hashes arrays by what they hold: `CONTENT`.
 
-Prefect's `INPUTS` pickles and hashes every input of every call. A result that was persisted has the
-digest of its stored bytes; an input that is such a result is represented by that.
+Prefect's `INPUTS` writes every input of every call as JSON or pickles it, and hashes that. Here an
+array of numbers is represented by the digest of its elements, type and shape, which is an order
+faster. The key depends on nothing else: it is the same in every process, under every task runner.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import sys
-import threading
-import weakref
-import zlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.cache_policies import CachePolicy, Inputs
 from prefect.context import TaskRunContext
 
 __all__ = ["CONTENT", "Content"]
 
-
-class _Addressed(NamedTuple):
-    """What is known of one live object."""
-
-    alive: weakref.ref[Any]
-    address: str
-    sum: int
-
-
-_known: dict[int, _Addressed] = {}
-_lock = threading.Lock()
-
-
-def remember(value: Any, address: str) -> None:
-    """Note that `value` is what was stored under `address`, for as long as it lives unchanged.
-
-    Only arrays of numpy are noted: of them it is cheap to see later that nobody has changed them.
-    """
-    if not _is_plain_array(value):
-        return
-    key = id(value)
-
-    def forget(gone: weakref.ref[Any]) -> None:
-        # No lock: this may run while the lock is held, wherever memory is collected.
-        if (one := _known.get(key)) is not None and one.alive is gone:
-            _known.pop(key, None)
-
-    noted = _Addressed(weakref.ref(value, forget), address, _sum(value))
-    with _lock:
-        _known[key] = noted
-
-
-def address_of(value: Any) -> str | None:
-    """The address of a stored result that `value` is, None if it is none or was changed since."""
-    one = _known.get(id(value))
-    if one is None or one.alive() is not value or one.sum != _sum(value):
-        return None
-    return one.address
+_DIGEST_BYTES = 16
 
 
 @dataclass
 class Content(CachePolicy):
-    """Like Prefect's `Inputs`, but inputs that are stored results are not pickled and hashed."""
+    """Like Prefect's `Inputs`, but arrays of numbers are not pickled."""
 
     exclude: list[str] = field(default_factory=list)
 
@@ -72,7 +35,11 @@ class Content(CachePolicy):
         **kwargs: Any,
     ) -> str | None:
         """The key of a call; None without inputs, as Prefect's policy has it."""
-        told = {name: _told(value) for name, value in (inputs or {}).items()}
+        told = dict(inputs or {})
+        for name in told.keys() - self.exclude:
+            # What contains itself has no end; pickle knows how to write it.
+            with contextlib.suppress(RecursionError):
+                told[name] = _told(told[name])
         return Inputs(
             exclude=self.exclude,
             key_storage=self.key_storage,
@@ -94,23 +61,23 @@ CONTENT = Content()
 
 
 def _told(value: Any) -> Any:
-    """`value` with stored results replaced by their addresses, in lists, tuples and dicts too."""
-    if (address := address_of(value)) is not None:
-        return ("deepflow-address", address)
-    if type(value) in (list, tuple):
-        return type(value)(map(_told, value))
-    if type(value) is dict:
+    """`value` with arrays replaced by their digests, in lists, tuples and dicts too."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind(map(_told, value))
+    if kind is dict:
         return {name: _told(one) for name, one in value.items()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject:
+        return ("deepflow-array", _digest(value))
     return value
 
 
-def _is_plain_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
-
-
-def _sum(array: Any) -> int:
-    """A check sum of what the array holds now, an order faster than pickling and hashing it."""
-    plain = array if array.flags.c_contiguous else array.copy(order="C")
-    shape = repr((array.dtype.str, array.shape)).encode()
-    return zlib.crc32(plain.reshape(-1).view("u1").data, zlib.crc32(shape))
+def _digest(array: Any) -> str:
+    """A hash of what the array holds, its type and shape."""
+    state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    state.update(f"{array.dtype!r} {array.dtype.str} {array.shape}".encode())
+    if array.dtype.itemsize:
+        plain = array if array.flags.c_contiguous else array.copy(order="C")
+        state.update(plain.reshape(-1).view("u1").data)
+    return state.hexdigest()

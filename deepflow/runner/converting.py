@@ -1,8 +1,9 @@
 """Persisted records from one layout into the other, each whole at every moment.
 
-A record in Prefect's layout is one JSON document; in ours the bytes and `<key>.meta`. In place, the
-metadata are written before the bytes are replaced, and removed after: whenever it stops, the
-file under the key is one layout or the other, and `DeepflowResultStore` reads both.
+A record in Prefect's layout is one JSON document, in ours one file of metadata and bytes. Earlier
+versions had the metadata apart, in `<key>.meta`; such a record is brought into the layout of today,
+and its metadata are removed after. Whenever it stops, the file under the key is one layout or the
+other, and `DeepflowResultStore` reads all.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.serializers import PickleSerializer, Serializer
 
 from deepflow.errors import ConfigurationError, StoredResultError
-from deepflow.intermediates.stored import address_of, is_packed, unpack
+from deepflow.intermediates.stored import address_of, is_packed, is_record, pack_record
 from deepflow.runner.serializer import DeepflowSerializer
 from deepflow.runner.storage import META_SUFFIX, write_atomically
 
 Layout = Literal["deepflow", "prefect"]
+Found = Literal["deepflow", "prefect", "apart"]
+"""A layout, or that of earlier versions."""
 Became = Literal["converted", "kept", "damaged"]
 LAYOUTS: Final[tuple[Layout, ...]] = ("deepflow", "prefect")
 
@@ -106,8 +109,7 @@ def convert(source: Folder, dest: Folder, layout: Layout) -> Iterator[Converted]
                 continue
             record, found = _record(source, name, content)
             if is_in_place and found == layout:
-                if layout == "prefect":
-                    dest.remove(name + META_SUFFIX)
+                dest.remove(name + META_SUFFIX)
                 yield Converted(name, "kept", len(content), len(content))
                 continue
             written = _write(dest, name, record, layout)
@@ -120,7 +122,7 @@ def convert(source: Folder, dest: Folder, layout: Layout) -> Iterator[Converted]
         yield Converted(name, "converted", len(content), written)
 
 
-def _layout(folder: Folder, name: str) -> Layout | None:
+def _layout(folder: Folder, name: str) -> Found | None:
     """In which layout a whole record is there, None where there is none."""
     content = folder.read(name)
     if content is None:
@@ -133,18 +135,19 @@ def _layout(folder: Folder, name: str) -> Layout | None:
         return None
 
 
-def _record(folder: Folder, name: str, content: bytes) -> tuple[ResultRecord[Any], Layout]:
+def _record(folder: Folder, name: str, content: bytes) -> tuple[ResultRecord[Any], Found]:
     if not is_packed(content):
-        return ResultRecord.deserialize(content), "prefect"
+        record: ResultRecord[Any] = ResultRecord.deserialize(content)
+        return record, "deepflow" if is_record(content) else "prefect"
     said = folder.read(name + META_SUFFIX)
     if said is None:
         raise StoredResultError(f"{name} has no metadata ({name}{META_SUFFIX} is not there)")
     metadata = ResultRecordMetadata.load_bytes(said)
-    return ResultRecord(metadata=metadata, result=metadata.serializer.loads(content)), "deepflow"
+    return ResultRecord(metadata=metadata, result=metadata.serializer.loads(content)), "apart"
 
 
 def _write(dest: Folder, name: str, record: ResultRecord[Any], layout: Layout) -> int:
-    """Write the record; returns the bytes of its file or files."""
+    """Write the record; returns the bytes of its file."""
     serializer: Serializer = DeepflowSerializer() if layout == "deepflow" else PickleSerializer()
     key = record.metadata.storage_key
     if key is not None and (Path(key).is_absolute() or "://" in key):
@@ -156,14 +159,11 @@ def _write(dest: Folder, name: str, record: ResultRecord[Any], layout: Layout) -
     )
     if layout == "prefect":
         document = new.serialize()
-        ResultRecord.deserialize(document)  # it must be readable before it replaces anything
-        dest.write(name, document)
-        dest.remove(name + META_SUFFIX)
-        return len(document)
-    content = new.serialize_result()
-    unpack(content)
-    new.metadata.serializer = DeepflowSerializer(address=address_of(content))
-    said = new.serialize_metadata()
-    dest.write(name + META_SUFFIX, said)
-    dest.write(name, content)
-    return len(content) + len(said)
+    else:
+        content = new.serialize_result()
+        new.metadata.serializer = DeepflowSerializer(address=address_of(content))
+        document = pack_record(new.serialize_metadata(), content)
+    ResultRecord.deserialize(document)  # it must be readable before it replaces anything
+    dest.write(name, document)
+    dest.remove(name + META_SUFFIX)
+    return len(document)

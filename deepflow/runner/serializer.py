@@ -3,6 +3,10 @@
 `@task(persist_result=True, result_serializer="deepflow")`, `DeepflowSerializer()`, or the setting
 `PREFECT_RESULTS_DEFAULT_SERIALIZER=deepflow`. The name is known once this module was imported,
 which importing `deepflow.DeepflowTaskRunner` does.
+
+From then on Prefect's own result stores read our records, too: a result that was persisted under
+deepflow is found by the same task under Prefect's own task runners. A program that does not import
+deepflow takes such a record for none, and computes.
 """
 
 from __future__ import annotations
@@ -11,13 +15,20 @@ import base64
 import binascii
 from typing import Any, ClassVar
 
-from prefect._internal.result_records import ResultRecord
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.serializers import Serializer
 from pydantic import Field, ValidationError
 from pydantic_core import SchemaSerializer, core_schema
 
 from deepflow.errors import StoredResultError
-from deepflow.intermediates.stored import address_of, is_packed, pack, unpack
+from deepflow.intermediates.stored import (
+    address_of,
+    is_packed,
+    is_record,
+    pack,
+    split_record,
+    unpack,
+)
 
 _TEXT = b"deepflow64:"
 
@@ -40,9 +51,8 @@ class _Stored(bytes):
 class DeepflowSerializer(Serializer):
     """Values as compressed, checked frames; reads records of Prefect's own serializers too.
 
-    ``address`` is the digest of the stored bytes, known once they are written: it travels with the
-    record, is compared when the record is read, and is what :data:`deepflow.runner.caching.CONTENT`
-    takes for the value's hash.
+    ``address`` is the digest of the stored bytes, known once they are written. It is part of the
+    record's metadata, and compared when the record is read.
     """
 
     type: str = Field(default="deepflow", frozen=True)
@@ -58,7 +68,9 @@ class DeepflowSerializer(Serializer):
         Raises:
             StoredResultError: damaged, of no known format, or not what was written under the key.
         """
-        if blob.startswith(_TEXT):
+        if is_record(blob):
+            blob = split_record(blob)[1]  # type: ignore[assignment]
+        if bytes(memoryview(blob)[: len(_TEXT)]) == _TEXT:
             try:
                 blob = base64.b64decode(memoryview(blob)[len(_TEXT) :], validate=True)
             except binascii.Error as error:
@@ -84,3 +96,22 @@ class DeepflowSerializer(Serializer):
                 f"{len(blob):,} bytes are neither a stored result of deepflow nor a record of "
                 "Prefect: damaged, or of another program; delete them to have it computed again"
             ) from error
+
+
+_deserialize_of_prefect = ResultRecord.deserialize.__func__  # type: ignore[attr-defined]
+
+
+def _deserialize(
+    cls: type[ResultRecord[Any]], data: bytes, backup_serializer: Serializer | None = None
+) -> ResultRecord[Any]:
+    """A record from the content of its file, of ours or of Prefect's."""
+    if not is_record(data):
+        record: ResultRecord[Any] = _deserialize_of_prefect(cls, data, backup_serializer)
+        return record
+    said, content = split_record(data)
+    metadata = ResultRecordMetadata.load_bytes(said)
+    return cls(metadata=metadata, result=metadata.serializer.loads(content))  # type: ignore[arg-type]
+
+
+# Every store of Prefect's reads its records through this one method.
+ResultRecord.deserialize = classmethod(_deserialize)  # type: ignore[assignment,method-assign]

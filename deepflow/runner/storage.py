@@ -1,9 +1,10 @@
-"""Where persisted results lie: the value's bytes in one file, the record's metadata in another.
+"""Where persisted results lie: the record's metadata and the value's bytes in one file.
 
 Prefect puts both into one JSON document, with the bytes as base64. Here the file under the record's
-key holds the bytes themselves and `<key>.meta` the metadata, which are written last: a record is
-there when they are. Both names are in the storage that the task has anyway, so no block is added,
-and a plain Prefect that has a run's state reads the value too (`DeepflowSerializer.loads`).
+key begins with the metadata and goes on with the bytes themselves. The file is in the storage that
+the task has anyway, so no block is added. Prefect's own stores read it as well, once
+`deepflow.runner.serializer` was imported. Earlier versions wrote the metadata into a second file,
+`<key>.meta`: such records stay readable.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from prefect.types._datetime import now
 from pydantic import PrivateAttr
 
 from deepflow.errors import StoredResultError
-from deepflow.intermediates.stored import address_of, is_packed
+from deepflow.intermediates.stored import address_of, is_packed, pack_record
 from deepflow.observe import metrics
-from deepflow.runner.caching import remember
 from deepflow.runner.serializer import DeepflowSerializer
 
 logger = logging.getLogger("prefect.deepflow.results")
@@ -114,10 +114,8 @@ class DeepflowResultStore(ResultStore):
         content = result_record.serialize_result()
         address = address_of(content)
         result_record.metadata.serializer = serializer.model_copy(update={"address": address})
-        put_file(self._files, key, content)
-        put_file(self._files, key + META_SUFFIX, result_record.serialize_metadata())
+        put_file(self._files, key, pack_record(result_record.serialize_metadata(), content))
         result_record.mark_persisted()
-        remember(result_record.result, address)
         if self.cache_result_in_memory:
             self.cache[key] = result_record
         return None
@@ -135,25 +133,12 @@ class DeepflowResultStore(ResultStore):
 
     def _load(self, key: str) -> ResultRecord[Any]:
         """The record under `key`, ours or one that Prefect wrote, checked and decoded."""
-        try:
-            said = get_file(self._files, key + META_SUFFIX)
-        except _Missing:
-            content = get_file(self._files, key)
-            if is_packed(content):
-                raise _Missing(f"{key} has no metadata: its writing was broken off") from None
-            return ResultRecord.deserialize(content)
-        metadata = ResultRecordMetadata.load_bytes(said)
-        try:
-            content = get_file(self._files, key)
-        except _Missing as error:
-            raise StoredResultError(f"{key} has metadata, but its bytes are gone") from error
+        content = get_file(self._files, key)
         if not is_packed(content):
-            # Prefect has written a record of its own over one of ours.
             return ResultRecord.deserialize(content)
-        record = ResultRecord(metadata=metadata, result=metadata.serializer.loads(content))
-        if isinstance(metadata.serializer, DeepflowSerializer) and metadata.serializer.address:
-            remember(record.result, metadata.serializer.address)
-        return record
+        said = get_file(self._files, key + META_SUFFIX)  # without it the writing was broken off
+        metadata = ResultRecordMetadata.load_bytes(said)
+        return ResultRecord(metadata=metadata, result=metadata.serializer.loads(content))
 
 
 class _Missing(StoredResultError):

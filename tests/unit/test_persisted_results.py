@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import CompressedPickleSerializer, JSONSerializer, PickleSerializer
+from prefect.types._datetime import now
+from pydantic import ValidationError
 
 from deepflow.errors import StoredResultError
-from deepflow.intermediates.stored import pack, unpack
+from deepflow.intermediates.stored import address_of, pack, pack_record, split_record, unpack
 from deepflow.observe import metrics
-from deepflow.runner import caching, storage
+from deepflow.runner import storage
 from deepflow.runner.caching import CONTENT
 from deepflow.runner.serializer import DeepflowSerializer
 from deepflow.runner.storage import DeepflowResultStore
@@ -87,9 +92,9 @@ def test_the_name_is_known_to_prefect() -> None:
 def test_bytes_are_stored_as_they_are(tmp_path: Path) -> None:
     noise = os.urandom(100_000)
     store_in(tmp_path).write(noise, key="k")
-    assert (tmp_path / "k").stat().st_size < 100_200
+    assert (tmp_path / "k").stat().st_size < 100_600
     assert noise[:1000] in (tmp_path / "k").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"k", "k.meta"}
+    assert [path.name for path in tmp_path.iterdir()] == ["k"]
 
 
 @pytest.mark.parametrize(
@@ -102,15 +107,78 @@ def test_records_of_prefects_serializers_are_read(serializer: Any, tmp_path: Pat
     assert store.read("k").result == {"a": [1, 2]}
 
 
-def test_a_prefect_without_the_serializer_does_not_take_ours_for_a_value(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serializer", [PickleSerializer(), DeepflowSerializer()])
+def test_prefects_own_store_finds_a_record_of_ours(serializer: Any, tmp_path: Path) -> None:
     store_in(tmp_path).write(np.arange(1000), key="k")
+    store_in(tmp_path).write(1, key="over", expiration=now("UTC") - timedelta(days=1))
+    plain = plain_in(tmp_path, serializer)
+    assert plain.exists("k")
+    record = plain.read("k")
+    assert same(np.arange(1000), record.result)
+    assert isinstance(record.serializer, DeepflowSerializer)
+    assert not plain.exists("over"), "its time is over"
+    assert not store_in(tmp_path).exists("over")
+
+
+async def test_prefects_own_store_finds_a_record_of_ours_asynchronously(tmp_path: Path) -> None:
+    store_in(tmp_path).write([1, 2], key="k")
     plain = plain_in(tmp_path, PickleSerializer())
-    assert not plain.exists("k"), "so it computes"
-    with pytest.raises(Exception, match=r"."):
-        plain.read("k")
+    assert await plain.aexists("k")
+    assert (await plain.aread("k")).result == [1, 2]
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "other", "meta"])
+def test_prefect_writes_over_a_record_of_ours_and_the_last_one_counts(tmp_path: Path) -> None:
+    ours, plain = store_in(tmp_path), plain_in(tmp_path, PickleSerializer())
+    ours.write("first", key="k")
+    plain.write("second", key="k")
+    assert ours.exists("k")
+    assert ours.read("k").result == plain.read("k").result == "second"
+    ours.write("third", key="k")
+    assert ours.exists("k")
+    assert ours.read("k").result == plain.read("k").result == "third"
+
+
+def test_prefect_writes_over_a_record_of_an_earlier_version(tmp_path: Path) -> None:
+    content = pack("first")
+    (tmp_path / "k").write_bytes(content)
+    said = ResultRecordMetadata(
+        serializer=DeepflowSerializer(address=address_of(content)),
+        storage_key="k",
+        expiration=now("UTC") - timedelta(days=1),
+    )
+    (tmp_path / "k.meta").write_bytes(said.dump_bytes())
+    ours = store_in(tmp_path)
+    assert not ours.exists("k"), "its time is over"
+    for store in (plain_in(tmp_path, PickleSerializer()), ours):
+        store.write("second", key="k")
+        assert ours.exists("k")
+        assert ours.read("k").result == "second"
+
+
+def test_a_prefect_without_deepflow_does_not_take_ours_for_a_value(tmp_path: Path) -> None:
+    store_in(tmp_path).write(np.arange(1000), key="k")
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DEEPFLOW], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert told.stdout.split() == ["False", "raised", "False"], told.stderr
+
+
+WITHOUT_DEEPFLOW = """
+import sys
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
+from prefect.serializers import PickleSerializer
+store = ResultStore(result_storage=LocalFileSystem(basepath="."), serializer=PickleSerializer())
+print(store.exists("k"))
+try:
+    store.read("k")
+except Exception:
+    print("raised")
+print("deepflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "other", "meta"])
 def test_a_damaged_record_is_not_there_and_is_told_once(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,12 +192,11 @@ def test_a_damaged_record_is_not_there_and_is_told_once(
         file.write_bytes(content[:-5])
     elif harm == "empty":
         file.write_bytes(b"")
-    elif harm == "gone":
-        file.unlink()
     elif harm == "other":
-        file.write_bytes(pack("another value, whole"))
+        file.write_bytes(pack_record(split_record(content)[0], pack("another value, whole")))
     else:
-        (tmp_path / "k.meta").write_bytes(b"{")
+        at = content.index(b"storage_key")
+        file.write_bytes(content[:at] + b"S" + content[at + 1 :])
     before = metrics.value("deepflow_damaged_results_total")
     with caplog.at_level(logging.WARNING, logger="prefect.deepflow.results"):
         logging.getLogger("prefect").propagate = True
@@ -154,21 +221,24 @@ def test_no_harm_to_the_bytes_yields_a_value(data: st.DataObject) -> None:
         unpack(harmed)
 
 
-def test_a_writing_that_was_broken_off_leaves_no_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = store_in(tmp_path)
-    put = storage.put_file
+@given(st.data())
+def test_no_harm_to_a_records_bytes_yields_a_value(data: st.DataObject) -> None:
+    serializer = DeepflowSerializer()
+    whole = pack_record(ResultRecordMetadata(serializer=serializer).dump_bytes(), pack([1, "a"]))
+    assert ResultRecord.deserialize(whole).result == [1, "a"]
+    at = data.draw(st.integers(0, len(whole) - 1))
+    harmed = (
+        whole[:at]
+        if data.draw(st.booleans())
+        else whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+    )
+    with pytest.raises((StoredResultError, ValidationError)):
+        ResultRecord.deserialize(harmed)
 
-    def die_at_metadata(files: Any, key: str, content: bytes) -> None:
-        if key.endswith(".meta"):
-            raise KeyboardInterrupt
-        put(files, key, content)
 
-    monkeypatch.setattr(storage, "put_file", die_at_metadata)
-    with pytest.raises(KeyboardInterrupt):
-        store.write(1, key="k")
-    assert not store.exists("k")
+def test_a_writing_of_an_earlier_version_that_was_broken_off_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "k").write_bytes(pack(1))
+    assert not store_in(tmp_path).exists("k")
 
 
 def test_a_disk_that_fails_leaves_the_old_record(
@@ -185,7 +255,7 @@ def test_a_disk_that_fails_leaves_the_old_record(
         store.write("new", key="k")
     monkeypatch.undo()
     assert store.read("k").result == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"k", "k.meta"}
+    assert [path.name for path in tmp_path.iterdir()] == ["k"]
 
 
 class Flaky(RemoteFileSystem):
@@ -236,34 +306,44 @@ def key_of(**inputs: Any) -> str | None:
     return CONTENT.compute_key(None, inputs, {})  # type: ignore[arg-type]
 
 
-def test_an_addressed_input_has_one_key_written_or_read(tmp_path: Path) -> None:
+def test_an_array_has_one_key_wherever_it_comes_from(tmp_path: Path) -> None:
     store, value = store_in(tmp_path), np.arange(1000)
-    unaddressed = key_of(x=value)
+    before = key_of(x=value)
     store.write(value, key="k")
-    written = key_of(x=value)
     read = store.read("k").result
     assert read is not value
-    assert key_of(x=read) == written != unaddressed
-    assert key_of(x=[read]) == key_of(x=[value]) != written
-    address = caching.address_of(value)
-    assert address == pickle.loads(pickle.dumps(store.read("k").metadata)).serializer.address
-
-
-def test_a_changed_input_is_hashed_again(tmp_path: Path) -> None:
-    store, value = store_in(tmp_path), np.arange(1000)
-    store.write(value, key="k")
-    before = key_of(x=value)
+    assert before == key_of(x=value) == key_of(x=read) == key_of(x=np.arange(2000)[:1000])
+    assert key_of(x=[read]) == key_of(x=[value]) != before
     value[3] = -1
-    assert caching.address_of(value) is None
     assert key_of(x=value) != before
 
 
-def test_what_is_gone_is_forgotten(tmp_path: Path) -> None:
-    value = np.arange(10)
-    store_in(tmp_path).write(value, key="k")
-    n_known = len(caching._known)
-    del value
-    assert len(caching._known) == n_known - 1
+def test_arrays_that_differ_in_any_way_have_keys_of_their_own() -> None:
+    zeros = np.zeros(6, "i4")
+    record = np.dtype([("a", "i4"), ("b", "i4")])
+    others = [
+        zeros,
+        zeros.reshape(2, 3),
+        zeros.astype(">i4"),
+        zeros.view("u4"),
+        zeros.view("f4"),
+        zeros.view(record),
+        zeros.view(np.dtype([("a", "i4"), ("c", "i4")])),
+        zeros[:0],
+        np.zeros((0, 3), "i4"),
+        zeros[0],
+        np.zeros(6, "M8[s]"),
+        np.zeros(6, "M8[ms]"),
+        np.zeros(6, "S0"),
+        np.array([None] * 6, dtype=object),
+    ]
+    assert len({key_of(x=one) for one in others}) == len(others)
+
+
+def test_an_input_that_contains_itself_has_a_key() -> None:
+    recursive: list[Any] = []
+    recursive.append(recursive)
+    assert key_of(x=recursive) is not None
 
 
 def test_content_leaves_out_what_is_subtracted() -> None:

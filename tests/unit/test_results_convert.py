@@ -8,11 +8,13 @@ import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from prefect._internal.result_records import ResultRecordMetadata
 from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import CompressedPickleSerializer, PickleSerializer
 
 from deepflow.cli import main
+from deepflow.intermediates.stored import address_of, pack
 from deepflow.runner.converting import Folder, convert
 from deepflow.runner.serializer import DeepflowSerializer
 from deepflow.runner.storage import DeepflowResultStore
@@ -82,7 +84,29 @@ def test_damaged_records_are_named_and_left(tmp_path: Path) -> None:
     assert {one["name"] for one in told["damaged"]} == {"a", "notes.txt"}
     assert told["converted"] == 2
     assert (tmp_path / "notes.txt").read_text() == "no record"
-    assert not (tmp_path / "a.meta").exists()
+
+
+def write_apart(folder: Path, key: str, value: Any) -> None:
+    """As earlier versions wrote a record: the metadata in a file of their own."""
+    content = pack(value)
+    metadata = ResultRecordMetadata(
+        serializer=DeepflowSerializer(address=address_of(content)), storage_key=str(folder / key)
+    )
+    (folder / key).parent.mkdir(parents=True, exist_ok=True)
+    (folder / key).write_bytes(content)
+    (folder / f"{key}.meta").write_bytes(metadata.dump_bytes())
+
+
+def test_records_of_earlier_versions_are_read_and_brought_into_one_file(tmp_path: Path) -> None:
+    for key, value in VALUES.items():
+        write_apart(tmp_path, key, value)
+    check(tmp_path)
+    assert run(str(tmp_path))[1]["converted"] == 3
+    check(tmp_path)
+    assert not list(tmp_path.rglob("*.meta"))
+    write_apart(tmp_path, "a", VALUES["a"])
+    assert run(str(tmp_path), "--to", "prefect")[1]["converted"] == 3
+    assert not list(tmp_path.rglob("*.meta"))
 
 
 @pytest.mark.parametrize("layout", ["deepflow", "prefect"])
@@ -114,7 +138,7 @@ def test_broken_off_anywhere_every_record_is_there_and_it_goes_on(
     monkeypatch.undo()
     assert all(one.became != "damaged" for one in convert(folder, folder, layout))
     check(tmp_path)
-    assert bool(list(tmp_path.rglob("*.meta"))) == (layout == "deepflow")
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
 
 
 def test_any_url_of_fsspec(tmp_path: Path) -> None:
@@ -122,7 +146,7 @@ def test_any_url_of_fsspec(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     done = list(convert(Folder(str(tmp_path)), Folder("memory://compact"), "deepflow"))
     assert [one.became for one in done] == ["converted"] * 3
-    assert memory.exists("/compact/sub/c.meta")
+    assert memory.exists("/compact/sub/c")
     back = tmp_path / "back"
     assert len(list(convert(Folder("memory://compact"), Folder(str(back)), "deepflow"))) == 3
     check(back)
