@@ -18,7 +18,7 @@ import math
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -27,6 +27,7 @@ import zstandard
 
 from deepflow.decide.events import Event, WorkerJoined, WorkerLeft
 from deepflow.errors import JournalError
+from deepflow.observe.text import to_json
 
 __all__ = ["Header", "JournalRing", "JournalWriter", "newest_journal", "read_header"]
 __all__ += ["iter_journal", "read_journal"]
@@ -91,7 +92,11 @@ class JournalWriter:
     def write(self, event: Event) -> None:
         """Add one event."""
         name = type(event).__name__.encode()
-        self._out.write(b'{"%b":%b}\n' % (name, orjson.dumps(event)))
+        try:
+            said = orjson.dumps(event)
+        except TypeError:
+            said = to_json(asdict(event), "journal")
+        self._out.write(b'{"%b":%b}\n' % (name, said))
         self.n_events += 1
         self._n_waiting += 1
         if self._n_waiting >= _FLUSH_EVERY:

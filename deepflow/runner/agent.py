@@ -8,10 +8,12 @@ submitted; nothing here opens a connection. What belongs to a driver is forgotte
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from deepflow.runner.engine import Seat
+
+_log = logging.getLogger(__name__)
 
 _TICK_S = 0.05
 _EVENTS_EVERY_S = 0.25
@@ -159,7 +163,7 @@ class Agent:
         """Note that a job is being executed, and watch it."""
         with self._wake:
             self._jobs.add(job)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._watch, name="deepflow-agent", daemon=True
                 )
@@ -279,12 +283,16 @@ class Agent:
             *(OutcomeReport(run_id, "returned", None, "", 0.0) for run_id in returned),
         )
         topic, driver = job.job.results_topic, job.job.events_topic
+        is_sent = True
         if topic == driver:
             records, coalesced = self._due_events(driver, include_held=False)
             if outcomes or records:
-                self._send(topic, driver, outcomes, records, coalesced)
+                is_sent = self._send(topic, driver, outcomes, records, coalesced)
         elif outcomes:
-            self._send(topic, driver, outcomes, [], 0)
+            is_sent = self._send(topic, driver, outcomes, [], 0)
+        if not is_sent:
+            with job.lock:
+                job.reports[:0], job.returned[:0] = reports, returned
 
     def _send_events(self) -> None:
         for topic in list(self._drivers):
@@ -299,10 +307,23 @@ class Agent:
         outcomes: tuple[OutcomeReport, ...],
         events: list[EventRecord],
         coalesced: int,
-    ) -> None:
-        message = self._message(topic, driver, outcomes, events, coalesced)
-        if message is not None:
-            self.worker.log_event(topic, message)
+    ) -> bool:
+        """Whether it was sent, or nobody listens any more. Events that were not sent are kept."""
+        message = None
+        try:
+            message = self._message(topic, driver, outcomes, events, coalesced)
+            if message is not None:
+                self.worker.log_event(topic, message)
+        except Exception as exc:  # noqa: BLE001 - a run has ended as it has
+            _note_fault("a report could not be sent and is sent later", exc)
+            with self._lock:
+                kept = self._driver(driver)
+                if kept is not None:
+                    kept.records[:0] = events
+                    kept.coalesced += coalesced
+                    kept.n_sent -= message is not None and topic == driver
+            return False
+        return True
 
     def _message(
         self,
@@ -313,13 +334,14 @@ class Agent:
         coalesced: int,
     ) -> bytes | None:
         """What to send, counted as sent; None where the flow run is over and nobody listens."""
+        message = pack(Message(self.worker.address, driver, outcomes, tuple(events), coalesced))
         with self._lock:
             kept = self._driver(driver)
             if kept is None:
                 return None
             if topic == driver:
                 kept.n_sent += 1
-        return pack(Message(self.worker.address, driver, outcomes, tuple(events), coalesced))
+        return message
 
     def depart(self, topic: str) -> int:
         """A driver's flow run is over: forget what belongs to it.
@@ -335,6 +357,15 @@ class Agent:
         return driver.n_sent if driver is not None else 0
 
     def _watch(self) -> None:
+        """`_watch_on`, begun anew after whatever ends it."""
+        while not self._is_closed:
+            try:
+                self._watch_on()
+            except BaseException as exc:  # noqa: BLE001 - without this thread runs stay open
+                _note_fault("the agent met a fault and goes on", exc)
+                time.sleep(_TICK_S)
+
+    def _watch_on(self) -> None:
         """Give back what waits behind a straggler; send events in good time."""
         events_due_s = time.monotonic() + _EVENTS_EVERY_S
         while True:
@@ -371,6 +402,16 @@ class Agent:
             self._wake.notify()
 
 
+def _note_fault(what: str, exc: BaseException) -> None:
+    """Count what must not end a thread of the agent's; logged once for each kind."""
+    metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+    if what not in _said:
+        _said.add(what)
+        with suppress(Exception):  # a log handler's trouble
+            _log.error("On a worker %s", what, exc_info=exc)
+
+
+_said: set[str] = set()
 _agents: dict[str, Agent] = {}
 _agents_lock = threading.Lock()
 

@@ -36,6 +36,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_EXTRA_LOGGERS, Set
 from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
+from deepflow.runner.logs import clean_api_logs
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
@@ -100,6 +101,7 @@ def _set_up_logging() -> None:
     for name in PREFECT_LOGGING_EXTRA_LOGGERS.value():
         for handler in handlers:
             logging.getLogger(name).addHandler(handler)
+    clean_api_logs()
 
 
 class _Clients(threading.local):

@@ -227,10 +227,10 @@ def bare(record: EventRecord) -> EventRecord:
     """`record` with no more than the server needs to record its state."""
     event = orjson.loads(record.body + b"}")
     payload = event["payload"]
+    said, run = payload["validated_state"], payload.get("task_run", {})
     event["resource"] = {k: _clip(v, _BARE_LIMIT) for k, v in event["resource"].items()}
-    said = payload["validated_state"]
     event["payload"] = {
-        "intended": payload["intended"],
+        "intended": payload.get("intended"),
         "initial_state": None,
         "validated_state": {
             "type": said["type"],
@@ -239,7 +239,11 @@ def bare(record: EventRecord) -> EventRecord:
             "state_details": {},
             "data": said.get("data"),
         },
-        "task_run": {k: v for k, v in payload["task_run"].items() if k in _IN_BARE_PAYLOAD},
+        "task_run": {
+            k: _clip(v, _BARE_LIMIT) if isinstance(v, str) else v
+            for k, v in run.items()
+            if k in _IN_BARE_PAYLOAD
+        },
     }
     event.pop("follows", None)
     return record._replace(body=orjson.dumps(event)[:-1], tags=())

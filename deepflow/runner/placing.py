@@ -25,6 +25,7 @@ from deepflow.decide.trail import Trail
 from deepflow.observe import history, metrics
 from deepflow.observe.artifact import flow_report_markdown
 from deepflow.observe.journal import JournalWriter
+from deepflow.observe.text import clean
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -181,7 +182,7 @@ class Placing:
                     key="deepflow-placement",
                     type="markdown",
                     description="Where this flow run's tasks ran, and what they waited for.",
-                    data=flow_report_markdown(trail, notes),
+                    data=clean(flow_report_markdown(trail, notes), "artifact"),
                     flow_run_id=flow_run.id,
                 )
             )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import logging
 
 _JOIN_MARGIN_S = 15.0
+_RESTART_AFTER_S = 0.5
 
 
 class Recorder:
@@ -49,6 +50,7 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_loop = threading.Event()
+        self._has_failed = False
         flow_run = FlowRunContext.get()
         self._flow_run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
         self._context = copy_context()
@@ -106,5 +108,16 @@ class Recorder:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._has_loop.set()
-        async with get_client() as api:
-            await self._recording.run(ServerLink(api, self._flow_run_id))
+        while not self._recording.is_over:
+            try:
+                async with get_client() as api:
+                    await self._recording.run(ServerLink(api, self._flow_run_id))
+            except Exception as exc:
+                # What is queued is still to be said.
+                self._recording.error = exc
+                metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+                if not self._has_failed:
+                    self._has_failed = True
+                    with suppress(Exception):  # a log handler's trouble
+                        self._logger.error("The recorder met a fault and goes on", exc_info=exc)
+                await asyncio.sleep(_RESTART_AFTER_S)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from deepflow.observe import metrics
-from deepflow.runner.events import renewed, with_note
+from deepflow.runner.events import bare, renewed, with_note
 from deepflow.runner.wire import EventRecord
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ _CLOSE_TIMEOUT_S = 5.0
 _BREATHE_EVERY = 100
 _IDLE_S = 1.0
 _LAST_STEP_S = 0.1
+_MAX_BROKEN = 3
+_LASTED_S = 10.0
+"""A connection that has lived for so long did not end over what was sent first."""
+_OF_THE_RECORD = (TypeError, ValueError, LookupError, RecursionError)
+"""What sending raises where the event is the trouble, and not the connection."""
 
 
 class Server(Protocol):
@@ -84,6 +89,10 @@ class Window:
     def under_way(self) -> list[EventRecord]:
         """The events not known to be recorded, oldest first."""
         return [record for _, record in self._under_way]
+
+    def replace(self, by: Callable[[EventRecord], EventRecord]) -> None:
+        """Let other records say the same as those under way."""
+        self._under_way = deque((number, by(record)) for number, record in self._under_way)
 
     def marker(self) -> EventRecord | None:
         """The event half a window ago: the server records in order, or nearly."""
@@ -168,11 +177,25 @@ class Recording:
         self._wake = asyncio.Event()
         self._deadline_s: float | None = None
         self._patience: asyncio.Timeout | None = None
+        self._is_done = False
+        self._n_broken = 0
+        """Connections lost in a row since the server has recorded anything."""
+        self._connected_at_s = 0.0
+        self._sent_again: set[UUID] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `run` has done all it can, or its time is up."""
+        return self._is_done or self._is_expired()
 
     def put(self, records: Iterable[EventRecord]) -> None:
         """Queue events for sending."""
         for record in records:
-            admitted = self.settled.admit(record)
+            try:
+                admitted = self.settled.admit(record)
+            except Exception:  # noqa: BLE001 - what is odd in one record keeps no other back
+                metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+                admitted = record
             if admitted is not None:
                 self.queue.append(admitted)
 
@@ -204,6 +227,7 @@ class Recording:
             while not self._is_expired():
                 if await self._attempt(self._compare(server)):
                     break
+            self._is_done = True
         finally:
             try:
                 await asyncio.wait_for(server.close(), _CLOSE_TIMEOUT_S)
@@ -253,22 +277,50 @@ class Recording:
     async def _send(self, server: Server, queue: deque[EventRecord]) -> None:
         """Send the whole queue, pausing whenever the server is a window behind."""
         if await server.connect():
+            self._note_broken()
             # What was under way when the connection broke may be lost; the server knows doubles.
             under_way = self._window.under_way()
             metrics.inc("deepflow_events_resent_total", len(under_way))
             for record in under_way:
-                await server.send(record)
+                await self._deliver(server, record)
         while queue:
             if self._window.is_full:
                 await self._catch_up(server)
             record = queue[0]
-            await server.send(record)
+            await self._deliver(server, record)
             queue.popleft()
             self._window.sent(record)
             metrics.inc("deepflow_events_sent_total")
             if self._window.n_sent % _BREATHE_EVERY == 0:
                 metrics.set_gauge("deepflow_events_backlog", len(queue))
                 await asyncio.sleep(0)
+
+    async def _deliver(self, server: Server, record: EventRecord) -> None:
+        """Send one event; where it is the event that cannot be sent, say its state alone."""
+        try:
+            await server.send(record)
+        except _OF_THE_RECORD as exc:
+            metrics.inc("deepflow_fallbacks_total", kind="bare_event")
+            try:
+                await server.send(bare(record))
+            except _OF_THE_RECORD:
+                self._logger.warning(
+                    "The Prefect server cannot be told that task run %s is %s: %r",
+                    record.run_id,
+                    record.state_name,
+                    exc,
+                )
+
+    def _note_broken(self) -> None:
+        """A server ends the connection over an event that it does not take, and what was sent
+        after it is lost: where that goes on, all that is under way is said in the barest form."""
+        now_s = self._now_s()
+        has_lasted = now_s - self._connected_at_s > _LASTED_S
+        self._n_broken = 1 if has_lasted else self._n_broken + 1
+        self._connected_at_s = now_s
+        if self._n_broken > _MAX_BROKEN:
+            metrics.inc("deepflow_fallbacks_total", kind="bare_event")
+            self._window.replace(bare)
 
     async def _catch_up(self, server: Server) -> None:
         """Wait until the server has recorded about half of what is under way."""
@@ -281,6 +333,8 @@ class Recording:
                 metrics.inc("deepflow_fallbacks_total", kind="recorder_probe_expired")
                 break
             await asyncio.sleep(_PROBE_EVERY_S)
+        else:
+            self._n_broken = 0
         self._window.half_recorded()
 
     # -- comparing -----------------------------------------------------------------------------
@@ -318,7 +372,7 @@ class Recording:
 
     async def _send_missing(self, server: Server, open_runs: list[UUID]) -> None:
         missing = await self._missing(server, open_runs)
-        again = deque(renewed(self.settled.last(run_id)) for run_id in missing)
+        again = deque(self._again(self.settled.last(run_id)) for run_id in missing)
         if again:
             metrics.inc("deepflow_events_resent_total", len(again))
             self._logger.info(
@@ -326,3 +380,11 @@ class Recording:
                 len(again),
             )
             await self._send(server, again)
+
+    def _again(self, record: EventRecord) -> EventRecord:
+        """An event as it is sent again: bare, where the server has dropped it twice."""
+        again = renewed(record)
+        if record.run_id in self._sent_again:
+            return bare(again)
+        self._sent_again.add(record.run_id)
+        return again

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from prefect.states import Crashed
+
 from deepflow.observe import metrics
 from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob
@@ -82,7 +84,7 @@ class Reports:
                     self._note_recomputed(report)
                     continue
                 item.worker = message.worker
-                self._apply(item, report)
+                self._take_one(item, report)
             if message.coalesced:
                 metrics.inc("deepflow_events_coalesced_total", message.coalesced)
             if message.events and self._recorder is not None:
@@ -91,6 +93,16 @@ class Reports:
         with self._board.turn():
             self._n_taken[message.worker] = self._n_taken.get(message.worker, 0) + 1
             self._board.notify()
+
+    def _take_one(self, item: Item, report: OutcomeReport) -> None:
+        """One report; what is odd in it keeps no other back, and the run gets its end."""
+        try:
+            self._apply(item, report)
+        except Exception as exc:
+            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            self._board.logger.exception("A worker's report could not be taken in")
+            why = f"What its worker reported could not be taken in: {type(exc).__name__}"
+            self._settling.settle_here(item, Crashed(message=why))
 
     def _note_recomputed(self, report: OutcomeReport) -> None:
         if report.kind != "done" or self._board.is_closing:

@@ -10,6 +10,8 @@ from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy
 from prefect.states import Pending
 
+from deepflow.observe.text import clean
+
 if TYPE_CHECKING:
     from prefect.tasks import Task
     from prefect.types import DateTime
@@ -43,7 +45,8 @@ def new_task_run(
             retry_delay=task.retry_delay_seconds,
             retry_jitter_factor=task.retry_jitter_factor,
         ),
-        tags=list(set(task.tags).union(tags)),
+        # Prefect's engine asks the server for slots under these names.
+        tags=list({clean(tag, "tag") for tag in (*task.tags, *tags)}),
         task_inputs=inputs,
         expected_start_time=now,
         state_id=state.id,

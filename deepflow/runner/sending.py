@@ -24,6 +24,7 @@ from deepflow.backend.keys import make_key
 from deepflow.backend.placement.annotation import OURS
 from deepflow.decide.batching import split_after_s
 from deepflow.errors import InfrastructureError
+from deepflow.observe.text import clean, cleaned
 from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob, SharedArgument, Template
 from deepflow.runner.job import run_job
@@ -89,7 +90,9 @@ class Sender:
 
     def _key(self, template: Template) -> str:
         run_id = self._board.flow_run_id
-        return make_key(template.name, next(self._numbers), run_id, template.salt)
+        return make_key(
+            clean(template.name, "task name"), next(self._numbers), run_id, template.salt
+        )
 
     def flush(self) -> None:
         """Send what is queued: consecutive jobs of the same placement as one graph (any thread)."""
@@ -131,7 +134,9 @@ class Sender:
 
     def _put_graph(self, graph: dict[str, DaskTask], template: Template, n_runs: int) -> list[Any]:
         """Hand a graph to Dask with its template's annotations; returns a future per task."""
-        note = template.note if n_runs == 1 else {**template.note, "n_runs": n_runs}
+        note = cleaned(template.note, "task name")
+        if n_runs > 1:
+            note["n_runs"] = n_runs
         with annotate(**{**template.annotations, OURS: note}):
             futures: list[Any] = self._client.get(
                 # The token spares Dask from hashing every call.

@@ -45,6 +45,7 @@ from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Code, Item
+from deepflow.runner.logs import clean_api_logs
 from deepflow.runner.lru import LruCache
 from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
@@ -86,6 +87,7 @@ class Session:
         self.config = config
         self.logger = logger
         self.settings: Settings = load_settings()
+        clean_api_logs()
         self.cluster: Any = None
         self._stack = ExitStack()
         self._lock = threading.Lock()

@@ -106,4 +106,9 @@ class Settling:
 
     def _emit(self, task_run: TaskRun, state: State[Any]) -> None:
         before = advance(task_run, state)
-        self._put_event(state_event(task_run, before, state))
+        try:
+            self._put_event(state_event(task_run, before, state))
+        except Exception:
+            # A state that cannot be told is no reason to leave the run open.
+            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            self._board.logger.exception("The state of task run %s could not be told", task_run.id)

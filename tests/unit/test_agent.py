@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any, cast
 from uuid import uuid4
 
@@ -10,12 +12,14 @@ from prefect import task
 from prefect.client.schemas import TaskRun
 from prefect.states import Completed, Running
 
-from deepflow.runner.agent import Agent
+from deepflow.observe import metrics
+from deepflow.runner.agent import Agent, RunningJob
 from deepflow.runner.engine import advance
 from deepflow.runner.runs import new_task_run
-from deepflow.runner.wire import BlobRef, Job, JobOptions, Message, unpack
+from deepflow.runner.wire import BlobRef, Job, JobOptions, Message, OutcomeReport, unpack
 
 DRIVER = "the-driver"
+NOT_UTF8 = os.fsdecode(b"caf\xe9.csv")
 
 
 @task
@@ -131,3 +135,80 @@ def test_what_a_driver_cancelled_is_forgotten_when_it_departs(agent: Agent) -> N
     assert not agent.is_cancelled("another", run_id)
     agent.depart(DRIVER)
     assert not agent.is_cancelled(DRIVER, run_id)
+
+
+# -- what must not end the watcher ---------------------------------------------------------------
+
+
+class Broken(FakeWorker):
+    """Fails to send so many times."""
+
+    def __init__(self, n_failures: int, fault: BaseException) -> None:
+        super().__init__()
+        self.left, self.fault = n_failures, fault
+
+    def log_event(self, topic: str, blob: bytes) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise self.fault
+        super().log_event(topic, blob)
+
+
+def test_what_could_not_be_sent_is_sent_later_in_order() -> None:
+    worker = Broken(2, OSError("the scheduler is away"))
+    agent = Agent(cast(Any, worker))
+    first, second = new_run(), new_run()
+    before = metrics.value("deepflow_fallbacks_total", kind="service_fault")
+    live(agent, job(), first)
+    agent.flush()
+    live(agent, job(), second)
+    agent.flush()
+    assert worker.sent == []
+    agent.flush()
+    assert worker.states() == ["Pending", "Running", "Completed"] * 2
+    assert agent.depart(DRIVER) == 1, "counted as sent only once it was"
+    assert metrics.value("deepflow_fallbacks_total", kind="service_fault") == before + 2
+
+
+def test_a_report_that_could_not_be_sent_does_not_fail_the_job() -> None:
+    worker = Broken(1, RuntimeError("no"))
+    agent = Agent(cast(Any, worker))
+    running = RunningJob(job())
+    running.reports.append(OutcomeReport(uuid4(), "done", b"", "COMPLETED", 0.1))
+    agent.end(running)
+    assert worker.sent == []
+    agent._report(running)
+    assert len(worker.sent[0][1].outcomes) == 1
+
+
+@pytest.mark.parametrize("fault", [ValueError("odd"), SystemExit(1)])
+def test_the_watcher_goes_on_after_a_fault(
+    worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    agent = Agent(cast(Any, worker))
+    faults = [fault, fault]
+    sent = threading.Event()
+    send_events = agent._send_events
+
+    def once_more() -> None:
+        if faults:
+            raise faults.pop()
+        send_events()
+        if worker.sent:
+            sent.set()
+
+    monkeypatch.setattr(agent, "_send_events", once_more)
+    running = RunningJob(job())
+    agent.begin(running)
+    live(agent, job(), new_run())
+    assert sent.wait(30)
+    assert not faults
+    agent.close()
+
+
+def test_odd_text_reaches_the_driver(agent: Agent, worker: FakeWorker) -> None:
+    run = new_run()
+    run.name, run.tags = NOT_UTF8, [NOT_UTF8]
+    live(agent, job(), run)
+    agent.flush()
+    assert worker.states() == ["Pending", "Running", "Completed"]

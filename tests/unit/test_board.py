@@ -202,3 +202,29 @@ def test_closing_performs_what_was_given_before_but_no_timer() -> None:
     reactor.soon(lambda: performed.append("soon"))
     reactor.close()
     assert performed == ["soon"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("odd"), SystemExit(2), KeyboardInterrupt()])
+def test_whatever_an_action_raises_the_next_ones_are_performed(fault: BaseException) -> None:
+    class Deaf(logging.Logger):
+        def error(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("no log either")
+
+    def fails() -> None:
+        raise fault
+
+    before = metrics.value("deepflow_fallbacks_total", kind="dispatcher_fault")
+    reactor = Reactor(Deaf("deaf"))
+    done = threading.Event()
+    reactor.soon(fails)
+    reactor.at(time.time(), fails)
+    reactor.at(float("inf"), fails)  # a wait that no clock can make
+    reactor.soon(done.set)
+    assert done.wait(30)
+    reactor.at(time.time() + 0.01, done.clear)
+    deadline = time.monotonic() + 30
+    while done.is_set() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not done.is_set()
+    reactor.close()
+    assert metrics.value("deepflow_fallbacks_total", kind="dispatcher_fault") == before + 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from uuid import UUID, uuid4
 
@@ -12,6 +13,7 @@ import orjson
 import pytest
 
 from deepflow.observe import metrics
+from deepflow.runner import recorder
 from deepflow.runner.recording import RERUN_NOTE, Recording, Settled, Window
 from deepflow.runner.wire import EventRecord
 from tests.unit.virtual_time import run
@@ -364,3 +366,114 @@ def test_a_flow_run_without_events_ends_at_once() -> None:
         assert server.asked == 0
 
     run(check())
+
+
+# -- events that are odd ---------------------------------------------------------------------------
+
+
+class Strict(FakeServer):
+    """Ends the connection over an event that it does not take, and loses what comes after it."""
+
+    def __init__(self, refuses: Callable[[EventRecord], bool]) -> None:
+        super().__init__()
+        self.refuses = refuses
+
+    async def send(self, record: EventRecord) -> None:
+        await super().send(record)
+        if self.refuses(record):
+            self._due.pop()
+            self.break_connection()
+
+
+def test_an_event_over_which_the_server_ends_the_connection_is_told_bare() -> None:
+    async def check() -> None:
+        records = [event(uuid4()) for _ in range(6)]
+        poison = records[2]
+        server = Strict(lambda record: record.body == poison.body)
+        recording, took_s = await record_all(server, records)
+        assert recording.settled.open_runs() == []
+        assert set(server.recorded()) == {record.run_id for record in records}
+        assert took_s < WAIT_S / 2
+
+    run(check())
+
+
+def test_an_event_that_cannot_be_sent_is_told_bare_and_holds_up_no_other() -> None:
+    class Choosy(FakeServer):
+        async def send(self, record: EventRecord) -> None:
+            if record.body == odd.body:
+                raise TypeError("str is not valid UTF-8")
+            await super().send(record)
+
+    async def check() -> None:
+        recording, took_s = await record_all(Choosy(), records)
+        assert recording.settled.open_runs() == []
+        assert took_s < 5.0
+
+    records = [event(uuid4()) for _ in range(6)]
+    odd = records[2]
+    run(check())
+
+
+def test_an_event_that_cannot_be_sent_in_any_form_leaves_one_run_open() -> None:
+    class Choosy(FakeServer):
+        async def send(self, record: EventRecord) -> None:
+            if record.run_id == records[2].run_id:
+                raise ValueError("no")
+            await super().send(record)
+
+    async def check() -> None:
+        recording, took_s = await record_all(Choosy(), records, wait_s=20.0)
+        assert recording.settled.open_runs() == [records[2].run_id]
+        assert 20.0 <= took_s <= 21.0
+
+    records = [event(uuid4()) for _ in range(6)]
+    run(check())
+
+
+def test_what_the_server_silently_refuses_is_told_bare_in_the_end() -> None:
+    async def check() -> None:
+        server = FakeServer()
+        server.drops = lambda record: b'"resource":{}' in record.body and b"large" in record.body
+        large = event(uuid4())
+        large = large._replace(body=large.body[:-1] + b',"task_run":{"labels":"large"}}')
+        recording, _ = await record_all(server, [event(uuid4()), large])
+        assert recording.settled.open_runs() == []
+
+    run(check())
+
+
+def test_one_odd_record_keeps_no_other_back() -> None:
+    recording = Recording(WINDOW, LOGGER)
+    first, last = event(uuid4()), event(uuid4())
+    torn = event(first.run_id)._replace(body=b"{torn")
+    recording.put([first, torn, last])
+    assert list(recording.queue) == [first, torn, last]
+
+
+# -- the thread ------------------------------------------------------------------------------------
+
+
+def test_a_recorder_whose_client_does_not_start_tries_again_and_its_end_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = threading.Event()
+    n_tries = 0
+
+    class NoClient:
+        async def __aenter__(self) -> None:
+            nonlocal n_tries
+            n_tries += 1
+            if n_tries > 1:
+                tried.set()
+            raise RuntimeError("the client does not start")
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(recorder, "get_client", NoClient)
+    recording = recorder.Recorder(window_events=WINDOW, logger=LOGGER)
+    recording.put([event(uuid4())])
+    assert tried.wait(30)
+    assert recording.finish(0.2) == 1
+    assert recording._thread is not None
+    assert not recording._thread.is_alive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -10,8 +11,11 @@ from collections.abc import Callable
 
 from deepflow.errors import FrameError
 from deepflow.intermediates.stream import read_ask
+from deepflow.observe import metrics
 
 __all__ = ["Listener"]
+
+_log = logging.getLogger(__name__)
 
 
 class Listener:
@@ -48,14 +52,13 @@ class Listener:
         while not self._is_closed:
             try:
                 sock, _ = self._socket.accept()
-            except OSError:
+                threading.Thread(
+                    target=self._answer, args=(sock,), name="deepflow-send", daemon=True
+                ).start()
+            except (OSError, RuntimeError):
                 if self._is_closed:
                     return
-                time.sleep(0.1)  # out of descriptors: others will be closed
-                continue
-            threading.Thread(
-                target=self._answer, args=(sock,), name="deepflow-send", daemon=True
-            ).start()
+                time.sleep(0.1)  # out of descriptors or threads: others will end
 
     def _answer(self, sock: socket.socket) -> None:
         self._open.add(sock)
@@ -74,6 +77,9 @@ class Listener:
                 self._serve(wrapped, ticket)
         except (OSError, EOFError, FrameError):
             pass  # the receiver sees the connection end, and says so
+        except Exception:  # noqa: BLE001 - see the class
+            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            _log.exception("sending a value failed; its receiver asks again by Dask's own means")
         finally:
             self._open -= {sock, wrapped}
             wrapped.close()
