@@ -36,7 +36,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_EXTRA_LOGGERS, Set
 from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
-from deepflow.runner.logs import clean_api_logs
+from deepflow.runner.outgoing import clean_api_logs
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect.client.schemas import TaskRun
 from prefect.results import ResultStore, get_result_store
 
+from deepflow.observe.text import to_json
+
 if TYPE_CHECKING:
     from uuid import UUID
 
@@ -65,7 +67,9 @@ class DurableRecord:
         """
         body = {
             "value": value,
-            "task_run": task_run.model_dump_json(exclude={"state"}),
+            "task_run": to_json(
+                task_run.model_dump(mode="json", exclude={"state"}), "stored record"
+            ).decode(),
             "finished_at": datetime.now(UTC).isoformat(),
         }
         self._store.write(body, key=self.key)

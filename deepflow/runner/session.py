@@ -45,8 +45,8 @@ from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Code, Item
-from deepflow.runner.logs import clean_api_logs
 from deepflow.runner.lru import LruCache
+from deepflow.runner.outgoing import clean_api_logs, clean_requests
 from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.references import References
@@ -87,7 +87,6 @@ class Session:
         self.config = config
         self.logger = logger
         self.settings: Settings = load_settings()
-        clean_api_logs()
         self.cluster: Any = None
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -103,6 +102,7 @@ class Session:
         self.shared = SharedArguments()
         registration.register(Outcomes, Parcel)
         self.is_nested = nested_client is not None
+        self._let_odd_text_pass()
         self.placing: Placing | None = None
         self._locator: Locator | None = None
         if nested_client is not None:
@@ -151,6 +151,12 @@ class Session:
                 raise
             metrics.inc("deepflow_fallbacks_total", kind="metrics_port_taken")
             self.logger.warning("This flow run's metrics are not exported: %s", exc)
+
+    def _let_odd_text_pass(self) -> None:
+        clean_api_logs()
+        flow_run = FlowRunContext.get()
+        if flow_run is not None and not self.is_nested:
+            clean_requests(flow_run.client)
 
     def _run_logger(self) -> Any:
         """The flow run's own logger, whose lines the UI shows; else the task runner's."""

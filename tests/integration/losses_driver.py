@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from prefect import flow, task
+from prefect import flow, tags, task
 
 from deepflow import DeepflowTaskRunner, hints
 
@@ -24,12 +25,12 @@ def step(number: int, marks: str) -> int:
 
 @flow(task_runner=DeepflowTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 1}))
 def long_flow(marks: str) -> list[int]:
-    """A minute and a half of work on two workers."""
+    """A minute and a half of work on two workers, under a tag that is not UTF-8."""
     from prefect.runtime import flow_run
 
     sys.stdout.write(f"id of the run: {flow_run.id}\n")
     sys.stdout.flush()
-    with hints(batch=False):
+    with hints(batch=False), tags(os.fsdecode(b"caf\xe9")):
         return step.map(range(200), marks=marks).result()
 
 

@@ -15,9 +15,10 @@ import pytest
 from distributed import LocalCluster
 from prefect import flow, get_run_logger, tags, task
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from deepflow import DeepflowTaskRunner
+from deepflow import DeepflowTaskRunner, hints
 from tests.integration.api import Api
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.csv")
@@ -79,6 +80,11 @@ def speaks_not(text: str) -> None:
     raise Unspeakable(text)
 
 
+def durable(of: Any, text: str, times: int) -> Any:
+    with hints(durable=True):
+        return of.submit(text, times)
+
+
 def agreed(api: Api, states: dict[str, State[Any]]) -> dict[str, dict[str, Any]]:
     """The server's records, once each says what the flow's state says; by what was tried."""
     (flow_run_id,) = {state.state_details.flow_run_id for state in states.values()}
@@ -112,6 +118,9 @@ def test_runs_end_alike_in_the_flow_and_in_the_server(
         "a task's name": lambda: task(gives, name=f"task {short}").submit("x"),
         "a task's tag": lambda: task(gives, tags={short}).submit("x"),
         "a parameter's name": lambda: task(takes).submit(**{short: 1}),
+        "a durable run's name": lambda: durable(
+            task(gives, task_run_name=named, persist_result=True), odd, times
+        ),
         "a log line": lambda: task(logs).submit(short),
     }
 
@@ -188,3 +197,20 @@ def test_log_lines_of_this_process_are_clean(cluster: LocalCluster, api: Api) ->
 
     flow_run_id = speaking()
     api.until(lambda: api.logs(flow_run_id), lambda said: f"and another {SHOWN}" in said)
+
+
+@pytest.mark.parametrize("kind", ["not UTF-8", "NUL", "megabytes"])
+def test_a_flow_that_fails_with_an_odd_text_has_failed_in_the_server_too(
+    cluster: LocalCluster, api: Api, kind: str
+) -> None:
+    seen = []
+
+    @flow(task_runner=DeepflowTaskRunner(address=cluster.scheduler_address))
+    def failing() -> None:
+        seen.append(flow_run.id)
+        task(raises).submit(*ODD[kind]).result()
+
+    state = failing(return_state=True)
+    assert state.is_failed()
+    assert isinstance(state.result(raise_on_failure=False), FileNotFoundError)
+    assert api.flow_run(seen[0])["state_type"] == "FAILED"
