@@ -8,7 +8,7 @@ fresh driver), in turn, several rounds. Every contender first runs a small flow 
 so that no figure holds a cold start; clusters have the same two processes of one thread. Counted:
 
 - `map`: N trivial tasks through one `task.map`, until all results are there;
-- `submit`: 500 separate submits, half of them a chain, half a fan-out;
+- `submit`: 500 separate submits (`--submits`), half of them a chain, half a fan-out;
 - `flow`: the same, until the flow function's call returns (deepflow: with the server up to date);
 - `recorded`: seconds from the flow's return until the API says `Completed` for every run.
 """
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 CONTENDERS = ("deepflow", "thread-pool", "prefect-dask", "dask")
-CHAIN = FAN_OUT = 250
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -68,11 +67,12 @@ def run_dask(kind: str, n: int) -> dict[str, Any]:
             assert values == list(range(1, n + 1))
         else:
             link: Any = 0
-            for _ in range(CHAIN):
+            n_chain, n_fan_out = n // 2, n - n // 2
+            for _ in range(n_chain):
                 link = client.submit(increment, link, pure=False)
-            fan = [client.submit(increment, i, pure=False) for i in range(FAN_OUT)]
-            assert link.result() == CHAIN
-            assert client.gather(fan) == list(range(1, FAN_OUT + 1))
+            fan = [client.submit(increment, i, pure=False) for i in range(n_fan_out)]
+            assert link.result() == n_chain
+            assert client.gather(fan) == list(range(1, n_fan_out + 1))
         seconds = time.perf_counter() - started
         return {
             "tasks_s": seconds,
@@ -101,11 +101,12 @@ def run_prefect(contender: str, kind: str, n: int, wait_s: float) -> dict[str, A
             assert values == list(range(1, count + 1))
         else:
             link: Any = 0
-            for _ in range(CHAIN):
+            n_chain, n_fan_out = count // 2, count - count // 2
+            for _ in range(n_chain):
                 link = increment.submit(link)
-            fan = [increment.submit(i) for i in range(FAN_OUT)]
-            assert link.result() == CHAIN
-            assert [future.result() for future in fan] == list(range(1, FAN_OUT + 1))
+            fan = [increment.submit(i) for i in range(n_fan_out)]
+            assert link.result() == n_chain
+            assert [future.result() for future in fan] == list(range(1, n_fan_out + 1))
         seen["tasks_s"] = time.perf_counter() - started
         seen["bytes_per_task"] = (resident_bytes() - before) / count
         seen["flow_run_id"] = str(flow_run.id)
@@ -191,6 +192,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=int, nargs="+", default=[1000, 5000], help="sizes of the map")
+    parser.add_argument("--submits", type=int, default=500, help="separate submits")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds at the first size; 1 at others"
     )
@@ -213,7 +215,7 @@ def main() -> None:
     from deepflow.runner.server import EmbeddedServer
 
     only = [c for c in CONTENDERS if c in arguments.only.split(",")]
-    plan = [("submit", CHAIN + FAN_OUT, r) for r in range(arguments.rounds)]
+    plan = [("submit", arguments.submits, r) for r in range(arguments.rounds)]
     for position, n in enumerate(arguments.n):
         plan += [("map", n, r) for r in range(arguments.rounds if position == 0 else 1)]
     jobs = [
