@@ -27,6 +27,11 @@ LONGEST_FIRST = (
 """Names of files, by what they take."""
 
 
+def pytest_configure() -> None:
+    """Let the processes that run side by side name their tests alike, also those made of sets."""
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, in their order; the others keep theirs."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
