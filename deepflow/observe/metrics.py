@@ -209,6 +209,12 @@ _TABLE: tuple[Metric, ...] = (
         (Label("kind"),),
     ),
     Metric(
+        "deepflow_flow_runs_cancelled_total",
+        "counter",
+        "cancelled",
+        "Flow runs that were cancelled through Prefect's API and whose task runs were stopped.",
+    ),
+    Metric(
         "deepflow_infra_retries_total",
         "counter",
         "retries",

@@ -188,6 +188,17 @@ class Agent:
         for seat in hit:
             seat.cancel()
 
+    def cancel_driver(self, events_topic: str) -> None:
+        """Stop all runs of one driver, which is no more."""
+        with self._lock:
+            jobs = [job for job in self._jobs if job.job.events_topic == events_topic]
+        run_ids = [spec.run_id for job in jobs for spec in job.job.items]
+        self.cancel(events_topic, run_ids)
+
+    def context_of(self, events_topic: str) -> RunScope | None:
+        """A context of this driver's; None where no run of it was executed here of late."""
+        return self._contexts.find(lambda scope: scope.captured.events_topic == events_topic)
+
     def is_cancelled(self, events_topic: str, run_id: UUID) -> bool:
         """Whether `cancel` named this run."""
         driver = self._drivers.get(events_topic)

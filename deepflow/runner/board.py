@@ -19,6 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect.exceptions import CancelledRun
+
 from deepflow.decide.batching import RunTime
 from deepflow.runner.calling import CallingThreads
 from deepflow.runner.items import Item
@@ -35,6 +37,8 @@ class Board:
         self.flow_run_id: UUID | None = None
         """The flow run whose tasks these are; part of every Dask key."""
         self.is_closing = False
+        self.is_cancelled = False
+        """The flow run was cancelled: nothing more is to run."""
         self._open: dict[UUID, Item] = {}
         self._known: weakref.WeakValueDictionary[UUID, Item] = weakref.WeakValueDictionary()
         self._run_times: dict[str, RunTime] = {}
@@ -82,7 +86,10 @@ class Board:
 
         Raises:
             RuntimeError: the task runner has been left.
+            CancelledRun: the flow run was cancelled.
         """
+        if self.is_cancelled:
+            raise CancelledRun("The flow run was cancelled: no further task run is submitted.")
         if self.is_closing:
             raise RuntimeError("The task runner must be started before submitting work.")
         self._open[item.run_id] = item

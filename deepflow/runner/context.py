@@ -195,6 +195,11 @@ class RunScope:
             self._parent = TaskRunContext(**self.captured.parent_task_run, client=client)
             self._parent.result_store = DeepflowResultStore.of(self._parent.result_store)
 
+    @property
+    def settings(self) -> SettingsContext:
+        """The settings of the flow run: they say where its server is."""
+        return self._settings
+
     @contextmanager
     def entered(
         self, tags: tuple[str, ...], assets: dict[str, Any] | None, classes: Scope

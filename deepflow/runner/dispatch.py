@@ -190,6 +190,11 @@ class Dispatcher:
         """Cancel everything that is not done."""
         self._cancelling.cancel(self._board.open_items())
 
+    def cancel_for_good(self) -> None:
+        """Cancel everything that is not done, and let nothing more be submitted."""
+        self._board.is_cancelled = True
+        self.cancel_all()
+
     def not_begun(self) -> list[Item]:
         """Open items that no worker has begun, as far as Dask can tell."""
         return self._cancelling.not_begun()

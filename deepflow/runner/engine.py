@@ -34,6 +34,7 @@ from prefect._internal.result_records import ResultRecord
 from prefect.cache_policies import DEFAULT
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
 from prefect.results import should_persist_result
 from prefect.states import Cancelled
 from prefect.task_engine import (
@@ -49,11 +50,19 @@ from deepflow.intermediates.sizes import measure
 from deepflow.observe import metrics
 from deepflow.runner.durable import DurableRecord
 from deepflow.runner.isolated import call_isolated
+from deepflow.runner.locking import lock_for_the_cluster
 from deepflow.runner.slots import Slot, slot_of_call
 
 Emit = Callable[[TaskRun, State[Any] | None, State[Any]], None]
 
 _LARGE_INPUT_BYTES = 1 << 20
+CHILDREN_REMEDY = (
+    "This code runs in a Dask worker, which is a daemonic process and may start no processes by "
+    "`multiprocessing`, so no Dask cluster of worker processes and no process pool either. Submit "
+    "tasks to the runner's own cluster instead (`task.submit`, `distributed.worker_client`), make "
+    "the cluster with `processes=False`, or mark the task `hints(isolate=True)`, which runs it in "
+    "a process that may."
+)
 _UNWIND_S = 0.25
 """How long a call that was asked to stop may take for its `finally` blocks."""
 CANCELLED_MESSAGE = "Cancelled while it was running."
@@ -101,6 +110,30 @@ class Seat:
                 self._stop = None
                 if self.cancelled and take_back is not None:
                     take_back()
+
+
+@contextmanager
+def explained() -> Generator[None, None, None]:
+    """Add a remedy to an error of the user's code that is due to running on a worker."""
+    try:
+        yield
+    except Exception as exc:
+        if _is_of_a_daemon(exc):
+            exc.add_note(CHILDREN_REMEDY)
+            get_run_logger().error(CHILDREN_REMEDY)
+        raise
+
+
+def _is_of_a_daemon(exc: BaseException) -> bool:
+    """Whether this, or what caused it, is `multiprocessing` refusing a daemon a child."""
+    seen: set[int] = set()
+    cause: BaseException | None = exc
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if "daemonic processes are not allowed to have children" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _raise_in_thread(ident: int, exception: type[BaseException] | None) -> None:
@@ -151,6 +184,7 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        lock_for_the_cluster(self.task)
         self.seat = seat
         self._emit = emit
         self._upstream_error = upstream_error
@@ -252,7 +286,7 @@ class SyncEngine(_Edges, SyncTaskRunEngine[Any, Any]):
         timeout_s = self.task.timeout_seconds
         if self._isolate:
             return call_isolated(self.task, parameters, timeout_s, self.seat)
-        with slot_of_call() as slot:
+        with slot_of_call() as slot, explained():
             if timeout_s is not None:
                 call = TimedCall(lambda: call_with_parameters(self.task.fn, parameters), slot)
                 return call.outcome(timeout_s, self.seat)
@@ -386,6 +420,10 @@ class AsyncEngine(_Edges, AsyncTaskRunEngine[Any, Any]):
             )
         loop, current = asyncio.get_running_loop(), asyncio.current_task()
         assert current is not None
-        with slot_of_call(), self.seat.interruptible(lambda: _stop_task(loop, current)):
+        with (
+            slot_of_call(),
+            explained(),
+            self.seat.interruptible(lambda: _stop_task(loop, current)),
+        ):
             awaitable: Any = call_with_parameters(self.task.fn, parameters)
             return await awaitable

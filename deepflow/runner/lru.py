@@ -43,6 +43,11 @@ class LruCache(Generic[V]):
             while self._n_bytes > self._limit_bytes and len(self._entries) > 1:
                 self._drop(next(iter(self._entries)))
 
+    def find(self, claim: Callable[[V], bool]) -> V | None:
+        """A value for which `claim` holds; None where there is none."""
+        with self._lock:
+            return next((value for value, _ in self._entries.values() if claim(value)), None)
+
     def drop_where(self, claim: Callable[[V], bool]) -> None:
         """Forget the values for which `claim` holds."""
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import pickle
 import threading
 import uuid
 import weakref
@@ -21,13 +22,13 @@ import dask
 import distributed
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.loggers import flow_run_logger
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 from prefect.tasks import Task
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.local import local_cluster
-from deepflow.backend.scheduler_plugin import ReportDeaths
+from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
 from deepflow.backend.transport import is_auto, pick_now
 from deepflow.decide.events import Moved
@@ -45,12 +46,14 @@ from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Code, Item
+from deepflow.runner.left_behind import Note, clean_up, record_on_worker, stop_runs
 from deepflow.runner.lru import LruCache
 from deepflow.runner.outgoing import clean_api_logs, clean_requests
 from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.references import References
 from deepflow.runner.shared import SharedArguments
+from deepflow.runner.watching import CancellationWatch, FlowRunStates, end_cancelled
 from deepflow.runner.wire import BlobRef, Outcomes, dumps
 from deepflow.runner.worker_plugin import (
     FLUSH_TIMEOUT_S,
@@ -129,8 +132,12 @@ class Session:
             logger=self._run_logger(),
             is_adaptive=bool(config.adapt_kwargs),
         )
+        self._watch: CancellationWatch | None = None
+        self._note: Note | None = None
+        self._introduce()
         if not self.is_nested:
             self.client.subscribe_topic(self.topic, self.dispatcher.on_message)
+            self._watch = self._watch_for_cancellation()
 
     def _serve_metrics(self) -> None:
         """Start the exporter, where one is wanted.
@@ -164,6 +171,45 @@ class Session:
         if self.is_nested or flow_run is None or flow_run.flow_run is None:
             return self.logger
         return flow_run_logger(flow_run.flow_run, flow=flow_run.flow)
+
+    def _introduce(self) -> None:
+        """Say to the scheduler what is to be done should this process be killed, and leave a note.
+
+        A session inside a task puts things on the scheduler, too, but its runs are the driver's.
+        """
+        context = FlowRunContext.get()
+        flow_run = None if self.is_nested or context is None else context.flow_run
+        will: dict[str, bytes] = {}
+        if not self.is_nested:
+            will["for_all"] = pickle.dumps((pickle.dumps(stop_runs), pickle.dumps((self.topic,))))
+        if flow_run is not None:
+            arguments = pickle.dumps((self.topic, flow_run.id))
+            will["for_one"] = pickle.dumps((pickle.dumps(record_on_worker), arguments))
+            server = PREFECT_API_URL.value() or f"ephemeral in {PREFECT_HOME.value()}"
+            folder = self.settings.state_dir.expanduser() / "running"
+            try:
+                clean_up(folder, server, self.dispatcher.logger)
+                self._note = Note(folder, flow_run.id, server)
+            except OSError as exc:
+                metrics.inc("deepflow_fallbacks_total", kind="no_note_of_driver")
+                self.logger.warning("Should this process be killed, nobody will notice: %s", exc)
+        self._prefix = f"deepflow-{self.salt}-"
+        self.client._send_to_scheduler({"op": INTRODUCE, "prefix": self._prefix, **will})
+
+    def _watch_for_cancellation(self) -> CancellationWatch | None:
+        """Ask the server whether somebody cancels the flow run, where there is one."""
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            return None
+        self._flow_run = context.flow_run
+        return CancellationWatch(
+            FlowRunStates(context.flow_run.id), self._on_cancelled, self.dispatcher.logger
+        )
+
+    def _on_cancelled(self) -> None:
+        self.dispatcher.logger.info("The flow run is being cancelled: its task runs are stopped.")
+        metrics.inc("deepflow_flow_runs_cancelled_total")
+        self.dispatcher.cancel_for_good()
 
     # -- connecting ----------------------------------------------------------------------------
 
@@ -413,6 +459,8 @@ class Session:
         run = "" if self.placing is None else self.placing.run
         moved: list[Moved] = []
         try:
+            if self._watch is not None:
+                self._watch.close()
             self._settle_all(failed)
             if self.client.status == "running":
                 try:
@@ -428,7 +476,11 @@ class Session:
                 self.placing.finish(moved, self._notes())
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
+            if self._watch is not None and self._watch.is_cancelled:
+                self._end_cancelled()
         finally:
+            if self._note is not None:
+                self._note.take_away()
             dispatcher.close()
             if self._locator is not None:
                 self._locator.close()
@@ -436,6 +488,14 @@ class Session:
                 self._take_back_blobs()
                 self.client.unsubscribe_topic(self.topic)
             self._stack.close()
+
+    def _end_cancelled(self) -> None:
+        """The engine has proposed what the flow's code made of it: `Failed`, mostly."""
+        try:
+            end_cancelled(self._flow_run)
+        except Exception as exc:  # noqa: BLE001 - its runs are stopped, which is what counts
+            metrics.inc("deepflow_fallbacks_total", kind="cancellation_not_recorded")
+            self.logger.warning("The server could not be told that the flow run ended: %r", exc)
 
     def _notes(self) -> list[str]:
         choice = self.client.choice
@@ -453,6 +513,7 @@ class Session:
         codes = [code.ref for code in self._codes.values() if code.ref is not None]
         for ref in (*self._blobs.values(), *codes):
             self.client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
+        self.client._send_to_scheduler({"op": INTRODUCE, "prefix": self._prefix, "is_over": True})
 
     def _settle_all(self, failed: bool) -> None:
         """Give every run its end, and have called what was to be called then.

@@ -1,0 +1,74 @@
+"""Serialisable transactions of submitted tasks exclude each other, whatever process they run in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import LocalCluster
+from prefect import task
+from prefect.cache_policies import INPUTS
+from prefect.locking.filesystem import FileSystemLockManager
+from prefect.locking.memory import MemoryLockManager
+from prefect.transactions import IsolationLevel
+
+from tests.integration.notes import await_note, names, note, until
+from tests.integration.parity import run_on
+
+PATIENCE_S = 120.0
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_what_several_runs_compute_under_a_lock_is_computed_once(
+    cluster: LocalCluster, tmp_path: Path, kind: str, is_async: bool
+) -> None:
+    path = str(tmp_path / "notes")
+    lock: Any = (
+        MemoryLockManager()
+        if kind == "memory"
+        else FileSystemLockManager(lock_files_directory=tmp_path / "locks")
+    )
+    policy = INPUTS.configure(
+        lock_manager=lock,
+        isolation_level=IsolationLevel.SERIALIZABLE,
+        key_storage=str(tmp_path / "keys"),
+    )
+
+    def work(key: str) -> str:
+        note(path, "computed")
+        # Both workers have begun, so the other one is in line for the lock or on its way there.
+        await_note(path, "both submitted", PATIENCE_S)
+        return key
+
+    async def work_async(key: str) -> str:
+        return work(key)
+
+    made: Any = task(work_async if is_async else work).with_options(
+        cache_policy=policy, persist_result=True, result_storage_key="{parameters[key]}"
+    )
+
+    def body() -> list[str]:
+        futures = [made.submit(str(tmp_path / "result")) for _ in range(4)]
+        until(lambda: "computed" in names(path), PATIENCE_S)
+        note(path, "both submitted")
+        return [Path(future.result(timeout=PATIENCE_S)).name for future in futures]
+
+    assert run_on(cluster, body).result() == ["result"] * 4
+    assert names(path).count("computed") == 1
+
+
+def test_a_task_that_starts_processes_is_told_why_it_may_not(cluster: LocalCluster) -> None:
+    @task
+    def own_cluster() -> None:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import Pool
+
+        assert ProcessPoolExecutor is not None
+        with Pool(1) as pool:
+            pool.map(int, ["1"])
+
+    with pytest.raises(AssertionError, match="daemonic processes") as raised:
+        run_on(cluster, lambda: own_cluster.submit().result()).result()
+    assert "processes=False" in "".join(raised.value.__notes__)
