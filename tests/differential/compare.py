@@ -1,0 +1,101 @@
+"""When two outcomes are the same: values, and what the server has of the task runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from tests.integration.api import Api
+
+__all__ = ["CASE_TAG", "Record", "differs", "read_records", "records_differ"]
+
+_NUMBERED = re.compile(r"-(\d+|[0-9a-f]{3})$")
+_SETTLE_S = 15.0
+CASE_TAG = "case:"
+
+
+class Record(NamedTuple):
+    """A task run as the server has it, without what differs from run to run."""
+
+    task: str
+    state_type: str
+    state_name: str
+    run_count: int
+    tags: tuple[str, ...]
+    inputs: tuple[tuple[str, tuple[str, ...]], ...]
+    """By parameter: the tasks that the UI draws an edge from."""
+
+
+def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, ...]]:
+    """A flow run's task runs by the tag of their case, once they stay as they are."""
+    end_s = time.monotonic() + _SETTLE_S
+    before: Any = None
+    while True:
+        runs = api.task_runs(flow_run_id)
+        state = [(run["id"], run["state_name"]) for run in runs]
+        is_over = all(_is_over(run) for run in runs)
+        if (is_over and state == before) or time.monotonic() > end_s:
+            break
+        before = state
+        time.sleep(0.2)
+    names = {run["id"]: _NUMBERED.sub("", run["name"]) for run in runs}
+    found: dict[str, list[Record]] = defaultdict(list)
+    for run in runs:
+        (of, *_), others = _split(run["tags"])
+        inputs = {
+            parameter: tuple(sorted(names.get(one["id"], "?") for one in given if "id" in one))
+            for parameter, given in run["task_inputs"].items()
+        }
+        found[of].append(
+            Record(
+                names[run["id"]],
+                run["state_type"],
+                run["state_name"],
+                run["run_count"],
+                others,
+                tuple(sorted((k, v) for k, v in inputs.items() if v)),
+            )
+        )
+    return {of: tuple(sorted(records)) for of, records in found.items()}
+
+
+def _is_over(run: dict[str, Any]) -> bool:
+    over = run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    return over or run["state_name"] == "NotReady"
+
+
+def _split(tags: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The tag of the case, and the others."""
+    ours = [tag for tag in tags if tag.startswith(CASE_TAG)]
+    return ours or [""], tuple(sorted(set(tags) - set(ours)))
+
+
+def differs(found: Any, wanted: Any, at: str = "") -> str | None:
+    """How a value differs from the one that is right, in words; None if it does not."""
+    if callable(wanted):
+        said = wanted(found)
+        return f"{at}: {said}" if said else None
+    if type(found) is not type(wanted):
+        return f"{at}: {found!r:.600} for {wanted!r:.300}"
+    if isinstance(wanted, dict):
+        if list(found) != list(wanted):
+            return f"{at}: keys {list(found)!r:.300} for {list(wanted)!r:.300}"
+        parts = [differs(found[key], wanted[key], f"{at}[{key!r}]") for key in wanted]
+        return "\n".join(filter(None, parts)) or None
+    return None if found == wanted else f"{at}: {found!r:.600} for {wanted!r:.300}"
+
+
+def records_differ(found: tuple[Record, ...], wanted: tuple[Record, ...]) -> str | None:
+    """How the server's records differ, in words; None if they do not."""
+    if found == wanted:
+        return None
+    extra, missing = list(found), []
+    for record in wanted:
+        if record in extra:
+            extra.remove(record)
+        else:
+            missing.append(record)
+    return f"only here: {[tuple(e) for e in extra]}; only there: {[tuple(m) for m in missing]}"
