@@ -15,7 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["BOTH", "LARGE", "SMALL", "Case", "Chapter", "as_main", "case", "chapters", "listed"]
+__all__ = [
+    "BOTH",
+    "LARGE",
+    "SMALL",
+    "Case",
+    "Chapter",
+    "as_main",
+    "case",
+    "chapters",
+    "listed",
+    "script",
+]
 
 SMALL, LARGE = 10, 40_000
 BOTH = (SMALL, LARGE)
@@ -69,12 +80,7 @@ class Chapter:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        path = _FOLDER / f"{name}.py"
-        self.module = ModuleType("__main__")
-        self.module.__file__ = str(path)
-        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-        with as_main(self.module):
-            exec(code, self.module.__dict__)
+        self.module = script(_FOLDER / f"{name}.py")
         self.cases = list(self._cases())
 
     def _cases(self) -> Iterator[Case]:
@@ -93,6 +99,16 @@ class Chapter:
         """What the case was marked with."""
         mark: _Mark = getattr(getattr(self.module, case.function), _MARK)
         return mark.expected
+
+
+def script(path: Path) -> ModuleType:
+    """What a file defines, read anew as if it were the user's script."""
+    module = ModuleType("__main__")
+    module.__file__ = str(path)
+    code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    with as_main(module):
+        exec(code, module.__dict__)
+    return module
 
 
 @contextmanager

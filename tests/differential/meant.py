@@ -18,14 +18,39 @@ class Meant(NamedTuple):
     """Pattern of settings' names."""
     cases: str
     """Pattern of cases' names."""
-    what: Literal["value", "records", "all"]
+    what: Literal["value", "records", "edges", "all"]
     reason: str
+
+    def matches(self, setting: Setting, case: Case) -> bool:
+        """Whether the row is about this case under this setting."""
+        pattern = self.cases.replace("[", "[[]")
+        return fnmatchcase(setting.name, self.settings) and fnmatchcase(case.name, pattern)
 
 
 _ONE_OBJECT = "Prefect's threads hand the very object to every run, and never copy it"
+_BY_ID = (
+    "Prefect takes an object at the address of an earlier result for that result; which addresses "
+    "are used again is chance"
+)
+_SEES_FUTURES = "a naming function under threads sees the future, here its value"
+_RESOLVES_LESS = "Prefect itself cannot rebuild a defaultdict, or a field that is not in __init__"
+_NEVER_MOVES = "under threads a result never has to move"
+_SHOWS = "Prefect's engine breaks of an error whose text cannot be had, and leaves the run Running"
+_EXITS = "under threads what is no Exception ends the pool's thread, or the flow"
 _LATE = "under threads a task reads its globals when it runs, not when it was submitted"
 
 MEANT = (
+    Meant("*", "arguments.*", "edges", _BY_ID),
+    Meant("*", "results.*", "edges", _BY_ID),
+    Meant("*", "storage.*", "edges", _BY_ID),
+    Meant("*", "order.a_future_elsewhere*", "records", "refused at the submit: there is no run"),
+    Meant("*", "order.a_naming_function*", "records", _SEES_FUTURES),
+    Meant("*", "order.futures_*in_containers*", "records", _RESOLVES_LESS),
+    Meant("*", "arguments.*", "records", "under threads runs fail of what others wrote"),
+    Meant("*", "results.*cannot_travel*", "records", _NEVER_MOVES),
+    Meant("*", "errors.errors_*", "records", _SHOWS),
+    Meant("*", "errors.the_state*", "records", _SHOWS),
+    Meant("*", "errors.what_is_no_exception*", "records", _EXITS),
     # -- Prefect's threads: one process, one set of objects ------------------------------------
     Meant("threads", "code.what_is_shipped_is_what_was_at_the_submit", "value", _LATE),
     Meant("threads", "code.a_set_that_a_run_writes_to*", "value", _ONE_OBJECT),
@@ -39,7 +64,14 @@ MEANT = (
     Meant("threads", "nesting.*writes*", "value", _ONE_OBJECT),
     Meant("threads", "nesting.*write_to*", "value", _ONE_OBJECT),
     Meant("threads", "nesting.nested_runs_are_fresh", "value", _ONE_OBJECT),
-    Meant("threads", "dask.*", "all", "there is no Dask under threads"),
+    Meant("threads", "order.a_future_elsewhere*", "value", "threads hand it over silently"),
+    Meant("threads", "order.a_naming_function*", "value", _SEES_FUTURES),
+    Meant("threads", "order.futures_*in_containers*", "value", _RESOLVES_LESS),
+    Meant("threads", "errors.errors_*", "value", _SHOWS),
+    Meant("threads", "errors.the_state*", "value", _SHOWS),
+    Meant("threads", "errors.what_is_no_exception*", "value", _EXITS),
+    Meant("threads", "dask.*", "value", "there is no Dask under threads"),
+    Meant("*", "dask.*", "records", "there is no Dask under threads"),
 )
 """The first that matches holds. Nothing here names a setting of deepflow without a reason that the
 user can read in the documentation."""
@@ -48,10 +80,6 @@ user can read in the documentation."""
 def meant(setting: Setting, case: Case, what: str) -> str | None:
     """Why a difference is meant, or None where it is none."""
     for row in MEANT:
-        if (
-            row.what in (what, "all")
-            and fnmatchcase(setting.name, row.settings)
-            and fnmatchcase(case.name, row.cases.replace("[", "[[]"))
-        ):
+        if row.what in (what, "all") and row.matches(setting, case):
             return row.reason
     return None

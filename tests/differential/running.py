@@ -7,6 +7,7 @@ and the cases after it go on in a new flow run on a new cluster.
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
 import time
@@ -169,7 +170,9 @@ def bounded(call: Callable[[], Any], left_s: Callable[[], float], address: str |
         except BaseException as exc:  # noqa: BLE001 - raised again below
             errors.append(exc)
 
-    thread = threading.Thread(target=run, name="differential", daemon=True)
+    # Prefect's settings are in the context.
+    here = contextvars.copy_context()
+    thread = threading.Thread(target=here.run, args=(run,), name="differential", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(min(1.0, max(0.0, left_s())))

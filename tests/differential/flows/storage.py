@@ -14,10 +14,12 @@ from prefect import flow, task
 from prefect.cache_policies import INPUTS, NO_CACHE, TASK_SOURCE
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from deepflow import DeepflowSerializer
 from tests.differential.cases import BOTH, case
 from tests.differential.told import each, ended
 from tests.integration.notes import note, times_noted
 
+assert DeepflowSerializer  # its name is known once it is imported
 SERIALIZERS = ("pickle", "deepflow", "compressed/pickle")
 
 
