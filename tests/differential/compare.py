@@ -13,7 +13,9 @@ from tests.integration.api import Api
 __all__ = ["CASE_TAG", "Record", "differs", "read_records", "records_differ"]
 
 _NUMBERED = re.compile(r"-(\d+|[0-9a-f]{3}|[0-9a-f]{8}-[0-9a-f-]{27})$")
-_SETTLE_S = 15.0
+_SETTLE_S = 20.0
+_STILL_S = 0.7
+"""Records that have not changed for so long will not."""
 CASE_TAG = "case:"
 
 
@@ -33,13 +35,16 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
     """A flow run's task runs by the tag of their case, once they stay as they are."""
     end_s = time.monotonic() + _SETTLE_S
     before: Any = None
+    since_s = time.monotonic()
     while True:
         runs = api.task_runs(flow_run_id)
         state = [(run["id"], run["state_name"]) for run in runs]
         is_over = all(_is_over(run) for run in runs)
-        if (is_over and state == before) or time.monotonic() > end_s:
+        now_s = time.monotonic()
+        if state != before:
+            before, since_s = state, now_s
+        if (is_over and now_s - since_s > _STILL_S) or now_s > end_s:
             break
-        before = state
         time.sleep(0.2)
     names = {run["id"]: _NUMBERED.sub("", run["name"]) for run in runs}
     found: dict[str, list[Record]] = defaultdict(list)

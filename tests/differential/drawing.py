@@ -133,11 +133,11 @@ def difference(graph: Graph, found: Drawn, wanted: Drawn) -> str | None:
 def _run_differs(mine: tuple[str, str], theirs: tuple[str, str]) -> str | None:
     if mine == theirs:
         return None
+    # In words: the type and the text are there.
     hard = re.match(rf"raised ({'|'.join(HARD_ERRORS)}): (.*)", theirs[1], re.DOTALL)
-    if hard and mine[0] == theirs[0] and mine[1].startswith("raised"):
-        # In words: the type and the text are there.
-        if all(part in mine[1] for part in hard.groups()):
-            return None
+    is_said = mine[1].startswith("raised") and mine[0] == theirs[0]
+    if hard and is_said and all(part in mine[1] for part in hard.groups()):
+        return None
     return f"{mine} for {theirs}"
 
 

@@ -43,6 +43,7 @@ MEANT = (
     Meant("*", "arguments.*", "edges", _BY_ID),
     Meant("*", "results.*", "edges", _BY_ID),
     Meant("*", "storage.*", "edges", _BY_ID),
+    Meant("*", "effects.*", "edges", _BY_ID),
     Meant("*", "order.a_future_elsewhere*", "records", "refused at the submit: there is no run"),
     Meant("*", "order.a_naming_function*", "records", _SEES_FUTURES),
     Meant("*", "order.futures_*in_containers*", "records", _RESOLVES_LESS),
