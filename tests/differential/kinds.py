@@ -195,6 +195,11 @@ class OwnModule(torch.nn.Module):
         self.note = "mine"
 
 
+def _zeroed(module: torch.nn.Linear) -> torch.nn.Linear:
+    torch.nn.init.zeros_(module.weight)
+    return module
+
+
 def _with_attribute(obj: Any, **attributes: Any) -> Any:
     for name, value in attributes.items():
         setattr(obj, name, value)
@@ -580,7 +585,7 @@ _TORCH = [
     Kind("torch sharing memory", lambda n: (lambda whole: [whole, whole[1:]])(torch.zeros(n))),
     Kind("torch module", OwnModule),
     Kind("torch state", lambda n: OwnModule(n).state_dict()),
-    Kind("torch linear", lambda n: torch.nn.utils.skip_init(torch.nn.Linear, n, 1, bias=False)),
+    Kind("torch linear", lambda n: _zeroed(torch.nn.Linear(n, 1, bias=False))),
     Kind("torch size", lambda n: torch.Size([n, 2])),
     Kind("torch dtype", lambda n: [torch.bfloat16, torch.device("cpu"), torch.strided]),
 ]

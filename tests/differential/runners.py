@@ -58,7 +58,7 @@ class Setting:
     def runner(self, address: str | None) -> TaskRunner[Any]:
         """A new task runner on the cluster at the address."""
         if self.family == "threads":
-            return ThreadPoolTaskRunner(max_workers=4)
+            return ThreadPoolTaskRunner(max_workers=64)  # nested runs hold threads
         if self.family == "prefect-dask":
             from prefect_dask import DaskTaskRunner
 

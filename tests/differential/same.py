@@ -47,6 +47,9 @@ def _array(found: Any, wanted: Any, at: str) -> str | None:
         return differs(found.tolist(), wanted.tolist(), at)
     if isinstance(wanted.dtype, np.dtypes.StringDType):
         return None if found.tolist() == wanted.tolist() else f"{at} has other strings"
+    if wanted.dtype.kind in "fc" and wanted.dtype.itemsize in (16, 32):  # bytes of padding
+        is_same = np.array_equal(found, wanted, equal_nan=True)
+        return None if is_same else f"{at} has other elements"
     is_same = np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(wanted).tobytes()
     return None if is_same else f"{at} has other elements"
 
@@ -239,6 +242,10 @@ def _has_identity(value: Any) -> bool:
     return isinstance(value, (list, dict, bytearray, np.ndarray, torch.Tensor))
 
 
+def _number(found: Any, wanted: Any, at: str) -> str | None:
+    return None if int(found) == int(wanted) else f"{at} is another number"
+
+
 def _float(found: Any, wanted: Any, at: str) -> str | None:
     is_same = repr(found) == repr(wanted) and math.copysign(1, found) == math.copysign(1, wanted)
     return None if is_same else f"{at} is {found!r}, not {wanted!r}"
@@ -336,6 +343,7 @@ _COMPARE: tuple[tuple[Any, Callable[[Any, Any, str], str | None]], ...] = (
         _arrow,
     ),
     (bool, _is_it),
+    (int, _number),
     (float, _float),
     ((type, types.FunctionType, types.BuiltinFunctionType), _is_it),
     (dict, _dict),
