@@ -177,7 +177,7 @@ def odd(detail):
 
 
 @task
-def child(inputs, is_copying):
+def child(index, inputs, is_copying):
     if is_copying:
         inputs = copy.deepcopy(inputs)
     touch(inputs)
@@ -209,7 +209,7 @@ def act(op, detail, inputs, is_copying):
         mine.append(detail)
         return len(mine)
     if op == "nested":
-        seen = [child.submit(inputs, is_copying) for _ in range(1 + detail % 2)]
+        seen = [child.submit(i, inputs, is_copying) for i in range(1 + detail % 2)]
         return [told([future.result() for future in seen]), told(inputs)]
     if op == "flaky":
         if TaskRunContext.get().task_run.run_count <= detail % 3:

@@ -71,6 +71,7 @@ MEANT = (
     Meant("threads", "errors.errors_*", "value", _SHOWS),
     Meant("threads", "errors.the_state*", "value", _SHOWS),
     Meant("threads", "errors.what_is_no_exception*", "value", _EXITS),
+    Meant("threads", "storage.a_persisted_result_is*", "value", _ONE_OBJECT),
     Meant("threads", "dask.*", "value", "there is no Dask under threads"),
     Meant("*", "dask.*", "records", "there is no Dask under threads"),
 )

@@ -11,7 +11,7 @@ import pytest
 from distributed import LocalCluster
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-__all__ = ["QUICK", "SETTINGS", "THREADS", "Setting", "Shape", "clusters"]
+__all__ = ["SETTINGS", "THREADS", "Setting", "Shape", "clusters"]
 
 Family = Literal["threads", "prefect-dask", "deepflow"]
 
@@ -45,7 +45,12 @@ class Setting:
     family: Family
     shape: Shape | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    is_slow: bool = False
+    quick: tuple[str, ...] | Literal["all"] = ()
+    """The chapters that are part of the quick run."""
+
+    def is_slow(self, chapter: str) -> bool:
+        """Whether a chapter under this setting is left to the full run."""
+        return self.quick != "all" and chapter not in self.quick
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -70,34 +75,30 @@ class Setting:
 
 _TWO = Shape()
 
-THREADS = Setting("threads", "threads")
+THREADS = Setting("threads", "threads", quick="all")
 SETTINGS = (
     THREADS,
     Setting("prefect-dask", "prefect-dask", Shape(of="prefect-dask")),
-    Setting("deepflow", "deepflow", _TWO),
-    Setting("deepflow again", "deepflow", _TWO),
-    Setting("ungrouped", "deepflow", _TWO, {"DEEPFLOW_BATCH_MAX_ITEMS": "1"}, is_slow=True),
+    Setting("deepflow", "deepflow", _TWO, quick="all"),
+    Setting("deepflow again", "deepflow", _TWO, quick=("code",)),
+    Setting("ungrouped", "deepflow", _TWO, {"DEEPFLOW_BATCH_MAX_ITEMS": "1"}),
     Setting("shares all", "deepflow", _TWO, {"DEEPFLOW_SHARE_ARGUMENT_BYTES": "1024"}),
-    Setting("one process", "deepflow", Shape(processes=False)),
-    Setting("one worker", "deepflow", Shape(n_workers=1), is_slow=True),
+    Setting("one process", "deepflow", Shape(processes=False), quick=("arguments",)),
+    Setting("one worker", "deepflow", Shape(n_workers=1)),
     Setting(
         "no shared memory",
         "deepflow",
         Shape(of="no shared memory"),
         {"DEEPFLOW_SHARED_MEMORY": "off"},
-        is_slow=True,
     ),
     Setting(
-        "stock transfer",
+        "stock",
         "deepflow",
-        Shape(of="stock transfer"),
+        Shape(of="stock"),
         {"DEEPFLOW_TRANSFER": "stock", "DEEPFLOW_TIERS": "stock", "DEEPFLOW_PLACEMENT": "stock"},
-        is_slow=True,
     ),
 )
 """The second run on a cluster comes right after the first: what the first left behind shows."""
-
-QUICK = tuple(setting for setting in SETTINGS if not setting.is_slow)
 
 
 class Clusters:

@@ -41,14 +41,18 @@ def outcomes(server: EmbeddedServer, api: Api) -> Iterator[Outcomes]:
         yield Outcomes(running, api)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
-    "setting",
+    ("setting", "case"),
     [
-        pytest.param(setting, id=setting.name, marks=[pytest.mark.slow] * setting.is_slow)
+        pytest.param(
+            setting,
+            case,
+            id=f"{setting.name}-{case.name}",
+            marks=[pytest.mark.slow] * setting.is_slow(case.chapter),
+        )
         for setting in SETTINGS
+        for case in CASES
     ],
-    scope="module",
 )
 def test_the_value_is_right_and_the_records_are_those_of_threads(
     outcomes: Outcomes, setting: Setting, case: Case

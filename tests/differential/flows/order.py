@@ -43,7 +43,7 @@ class Schema(BaseModel):
 
 @task
 def slow():
-    time.sleep(0.3)
+    time.sleep(0.15)
     return time.time()
 
 
@@ -59,13 +59,13 @@ def give(x):
 
 @task
 def pause(x):
-    time.sleep(0.3)
+    time.sleep(0.15)
     return x
 
 
 @task
 def fail(text="on purpose"):
-    time.sleep(0.1)
+    time.sleep(0.05)
     raise ValueError(text)
 
 
