@@ -10,7 +10,7 @@ from uuid import UUID
 
 from tests.integration.api import Api
 
-__all__ = ["CASE_TAG", "Record", "differs", "read_records", "records_differ"]
+__all__ = ["CASE_TAG", "Record", "differs", "read_records", "records_differ", "still_open"]
 
 _NUMBERED = re.compile(r"-(\d+|[0-9a-f]{3}|[0-9a-f]{8}-[0-9a-f-]{27})$")
 _SETTLE_S = 20.0
@@ -71,9 +71,18 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
     return {of: tuple(sorted(records)) for of, records in found.items()}
 
 
+def still_open(records: tuple[Record, ...]) -> list[Record]:
+    """The records that say that something is still to come."""
+    return [record for record in records if not _is_end(record.state_type, record.state_name)]
+
+
 def _is_over(run: dict[str, Any]) -> bool:
-    over = run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    return over or run["state_name"] == "NotReady"
+    return _is_end(run["state_type"], run["state_name"])
+
+
+def _is_end(state_type: str, state_name: str) -> bool:
+    over = state_type in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    return over or state_name == "NotReady"
 
 
 def _split(tags: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -11,7 +11,7 @@ import pytest
 
 from deepflow.runner.server import EmbeddedServer
 from tests.differential.cases import Case, Chapter, listed
-from tests.differential.compare import differs, records_differ
+from tests.differential.compare import differs, records_differ, still_open
 from tests.differential.meant import MEANT, meant
 from tests.differential.runners import SETTINGS, THREADS, Clusters, Setting, clusters
 from tests.differential.running import Outcome, run_chapter
@@ -63,6 +63,8 @@ def test_the_value_is_right_and_the_records_are_those_of_threads(
         assert outcome.error is None, outcome.error
         difference = differs(outcome.value, Chapter(case.chapter).expected(case))
         assert difference is None, difference
+    if setting.family == "deepflow":
+        assert still_open(outcome.records) == []
     if setting is not THREADS and not case.is_whole and not meant(setting, case, "records"):
         difference = records_differ(
             outcome.records,
