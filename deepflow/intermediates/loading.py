@@ -7,9 +7,10 @@ a later load sets the attributes of that same class again, also while another th
 Here a `Scope` decides which class a load gets:
 
 - Where the class was defined, it is that class, and no load ever changes it.
-- Elsewhere, in a worker, a run takes the process's class and gives it the attributes that it had when the
-  run was submitted. If another run has taken it and is under way, the run gets a class of its
-  own with the same identity on the wire: what it returns is an instance of the class at home.
+- Elsewhere, in a worker, a run takes the process's class and gives it the attributes that it
+  had when the run was submitted. If another run has taken it and is under way, the run gets a
+  class of its own with the same identity on the wire: what it returns is an instance of the
+  class at home.
 
 Source: `cloudpickle.cloudpickle`, `_make_skeleton_class` and what is around it (version 3).
 """
