@@ -31,7 +31,7 @@ import logging
 import pickle
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import cloudpickle
 
@@ -42,6 +42,7 @@ __all__ = [
     "LargeBytes",
     "dump",
     "fallbacks",
+    "cached_by_type",
     "class_text",
     "reducer_of",
     "standing_for",
@@ -53,6 +54,7 @@ LARGE_BYTES: Final = 65_536
 _log = logging.getLogger(__name__)
 
 Reducer = Callable[[Any], Any]
+T = TypeVar("T")
 
 
 class Fallbacks:
@@ -145,26 +147,30 @@ def _bytes_of(buffer: Any) -> bytes:
 # Which reducer a type has
 
 
-_reducers: Final[weakref.WeakKeyDictionary[type, Reducer | None]] = weakref.WeakKeyDictionary()
+def cached_by_type(find: Callable[[type], T]) -> Callable[[type], T]:
+    """`find`, asked once for each type; a type that is kept here may still be freed."""
+    known: weakref.WeakKeyDictionary[type, T] = weakref.WeakKeyDictionary()
+
+    def found(kind: type) -> T:
+        try:
+            return known[kind]
+        except KeyError:
+            answer = known[kind] = find(kind)
+            return answer
+        except Exception:  # noqa: BLE001 - a metaclass may raise anything when it is hashed
+            return find(kind)
+
+    return found
 
 
+@cached_by_type
 def reducer_of(kind: type) -> Reducer | None:
-    """What reduces objects of this type, found once for each type; None leaves it to cloudpickle.
+    """What reduces objects of this type; None leaves it to cloudpickle.
 
     Types are known by name. Looking into a library's module for its types would fail while another
     thread is in the middle of importing it, which happens on a worker: one task imports torch while
     another one's result is being sent.
     """
-    try:
-        return _reducers[kind]
-    except KeyError:
-        reducer = _reducers[kind] = _find_reducer(kind)
-        return reducer
-    except Exception:  # noqa: BLE001 - a metaclass may raise anything when it is hashed
-        return _find_reducer(kind)
-
-
-def _find_reducer(kind: type) -> Reducer | None:
     for cls in type.__dict__["__mro__"].__get__(kind):
         module, name = class_text(cls, "__module__"), class_text(cls, "__name__")
         room = module.partition(".")[0]

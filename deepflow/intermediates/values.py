@@ -25,7 +25,12 @@ from deepflow.errors import FrameError
 from deepflow.intermediates import frames
 from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer, element_bytes
-from deepflow.intermediates.pickling import EnvelopePickler, class_text, standing_for
+from deepflow.intermediates.pickling import (
+    EnvelopePickler,
+    cached_by_type,
+    class_text,
+    standing_for,
+)
 
 __all__ = [
     "Choose",
@@ -110,7 +115,7 @@ def disassemble(
     parts = [Part(file.getbuffer(), None, True, task)]
     for buffer in buffers:
         view = memoryview(buffer)
-        parts.append(Part(buffer.raw(), pickler.dtype_of(view), view.readonly, task))
+        parts.append(Part(buffer.raw(), pickler.dtype_of(buffer), view.readonly, task))
     return parts
 
 
@@ -168,22 +173,22 @@ class _ValuePickler(EnvelopePickler):
             reduced = self.attempt(_reduce_objects if obj.dtype.kind == "O" else _reduce_dates, obj)
             if reduced is not NotImplemented:
                 return reduced
-        elif kind.__name__ == "Parcel" and class_text(kind, "__module__").startswith("deepflow."):
+        elif _has_types_apart(kind):
+            self.attempt(self._note_types, obj)
+        return super().reducer_override(obj)
+
+    def _note_types(self, obj: Any) -> None:
+        name = type(obj).__name__
+        if name == "Parcel":
             for buffer, dtype in zip(obj.buffers, obj.dtypes, strict=True):
                 if dtype and buffer.nbytes:
                     self._dtypes[_address(buffer)] = dtype
-        elif class_text(kind, "__module__").startswith("pyarrow."):
-            self.attempt(self._note_column, obj)
-        return super().reducer_override(obj)
-
-    def _note_column(self, obj: Any) -> None:
-        name = type(obj).__name__
-        if name.endswith("Array") and hasattr(obj, "buffers"):
-            self._note_arrow(obj)
         elif name in ("ChunkedArray", "Table", "RecordBatch"):
             for column in [obj] if name == "ChunkedArray" else obj.columns:
                 for chunk in getattr(column, "chunks", [column]):
                     self._note_arrow(chunk)
+        elif hasattr(obj, "buffers"):
+            self._note_arrow(obj)
 
     def _note_arrow(self, array: Any) -> None:
         dtype = _ARROW_DTYPES.get(str(array.type).partition("[")[0])
@@ -191,12 +196,13 @@ class _ValuePickler(EnvelopePickler):
         if dtype and len(buffers) > 1 and buffers[1] is not None:
             self._dtypes[buffers[1].address] = dtype
 
-    def dtype_of(self, view: memoryview) -> str | None:
+    def dtype_of(self, buffer: pickle.PickleBuffer) -> str | None:
         """The element type of a buffer: as it says itself, or as noted on the way."""
-        if view.nbytes and self._dtypes:
-            noted = self._dtypes.get(_address(view.cast("B")))
+        if self._dtypes and (octets := buffer.raw()).nbytes:
+            noted = self._dtypes.get(_address(octets))
             if noted:
                 return noted
+        view = memoryview(buffer)
         try:
             dtype = np.dtype(view.format)
         except (TypeError, ValueError):
@@ -216,6 +222,16 @@ class _MeetingPickler(_ValuePickler):
     def persistent_id(self, obj: Any) -> None:
         """No object is left out of the pickle."""
         self.meet(obj)
+
+
+@cached_by_type
+def _has_types_apart(kind: type) -> bool:
+    """Whether an object of this type knows the types of its buffers, which do not say them."""
+    room = class_text(kind, "__module__").partition(".")[0]
+    name = class_text(kind, "__name__")
+    if room == "pyarrow":
+        return name.endswith("Array") or name in ("Table", "RecordBatch")
+    return room == "deepflow" and name == "Parcel"
 
 
 _ARROW_DTYPES: Final = {

@@ -298,6 +298,16 @@ def pandas_kinds(n: int) -> Iterator[tuple[str, Any]]:
 
     frame = pd.DataFrame({"a": range(n), "b": np.arange(n) / 2, "c": ["x", "yy"] * (n // 2)})
     yield "frame", frame
+    yield (
+        "arrow column and columns in Fortran order",
+        pd.concat(
+            [
+                pd.DataFrame(np.zeros((n, 3), order="F")),
+                pd.Series(["a", "b"] * (n // 2), dtype="str"),
+            ],
+            axis=1,
+        ),
+    )
     yield "frame slice", frame.iloc[2:8]
     yield "frame every third", frame.iloc[::3]
     yield "frame of one type, transposed", pd.DataFrame(np.zeros((3, n))).T
