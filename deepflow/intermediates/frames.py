@@ -20,7 +20,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,16 @@ from deepflow.intermediates import codecs
 from deepflow.intermediates.checks import crc32
 from deepflow.intermediates.codecs import Buffer
 
-__all__ = ["CHUNK_BYTES", "VERSION", "Header", "Source", "pack", "read_frame", "unpack"]
+__all__ = [
+    "CHUNK_BYTES",
+    "VERSION",
+    "FileSource",
+    "Header",
+    "Source",
+    "pack",
+    "read_frame",
+    "unpack",
+]
 
 VERSION: Final = 1
 CHUNK_BYTES: Final = 1 << 20
@@ -37,6 +46,8 @@ CHUNK_BYTES: Final = 1 << 20
 
 _MAGIC: Final = b"DFfr"
 _MAX_CHUNK_BYTES: Final = 1 << 26
+_AT_ONCE: Final = 16
+"""Chunks for each thread that are decoded together."""
 _HEADER: Final = struct.Struct("<4sBBBxQQI")
 _HEAD: Final = struct.Struct("<BxxxIII")
 _SUM: Final = struct.Struct("<I")
@@ -127,9 +138,25 @@ def read_frame(source: Source, threads: int = 1) -> tuple[memoryview, Header]:
             f"the frame says {header.stored_bytes} stored bytes but only {source.left_bytes} "
             f"follow: it was cut off; {_REMEDY}"
         )
+    most = min(header.n_chunks, header.stored_bytes // _HEAD.size) * _MAX_CHUNK_BYTES
+    if header.logical_bytes > most:
+        raise FrameError(
+            f"the chunks can add up to {most} bytes, the header says {header.logical_bytes}; "
+            f"{_REMEDY}"
+        )
+    out = _allocate(header.logical_bytes)
+
+    def fill(head: tuple[int, int, int, memoryview]) -> None:
+        number, start, n_bytes, coded = head
+        codecs.decode_into(coded, number, header.dtype, out[start : start + n_bytes])
+
     heads: list[tuple[int, int, int, memoryview]] = []
     logical = stored = 0
     for position in range(header.n_chunks):
+        if len(heads) >= _AT_ONCE * threads:
+            # As they come: what lies in a file is never in memory twice.
+            _map(fill, heads, threads)
+            heads.clear()
         number, n_bytes, n_stored, chunk_crc = _HEAD.unpack(source.take(_HEAD.size))
         stored += _HEAD.size + n_stored
         if n_bytes > _MAX_CHUNK_BYTES or stored > header.stored_bytes:
@@ -137,6 +164,8 @@ def read_frame(source: Source, threads: int = 1) -> tuple[memoryview, Header]:
         coded = source.take(n_stored)
         if _chunk_crc(header.crc, position, number, n_bytes, coded) != chunk_crc:
             raise FrameError(f"chunk {position} does not match its check sum; {_REMEDY}")
+        if logical + n_bytes > header.logical_bytes:
+            raise FrameError(f"chunk {position} goes beyond the end of its frame; {_REMEDY}")
         heads.append((number, logical, n_bytes, coded))
         logical += n_bytes
     if logical != header.logical_bytes or stored != header.stored_bytes:
@@ -144,12 +173,6 @@ def read_frame(source: Source, threads: int = 1) -> tuple[memoryview, Header]:
             f"the chunks add up to {logical} bytes ({stored} stored), the header says "
             f"{header.logical_bytes} ({header.stored_bytes}); {_REMEDY}"
         )
-    out = _allocate(logical)
-
-    def fill(head: tuple[int, int, int, memoryview]) -> None:
-        number, start, n_bytes, coded = head
-        codecs.decode_into(coded, number, header.dtype, out[start : start + n_bytes])
-
     _map(fill, heads, threads)
     return out, header
 
@@ -190,6 +213,32 @@ class Source:
         """`FrameError` if bytes are left."""
         if self.left_bytes:
             raise FrameError(f"{self.left_bytes} bytes follow after the end; {_REMEDY}")
+
+
+class FileSource(Source):
+    """Bytes of a file, read as they are taken; `FrameError` where it ends early or fails."""
+
+    def __init__(self, file: BinaryIO, n_bytes: int) -> None:
+        super().__init__(())
+        self._file, self.left_bytes = file, n_bytes
+
+    def take(self, n_bytes: int) -> memoryview:
+        """The next bytes, in memory of their own."""
+        if n_bytes > self.left_bytes:
+            raise FrameError(
+                f"{n_bytes} bytes are needed but only {self.left_bytes} follow: cut off; {_REMEDY}"
+            )
+        self.left_bytes -= n_bytes
+        out = _allocate(n_bytes)
+        done = 0
+        try:
+            while done < n_bytes and (n_read := self._file.readinto(out[done:])):  # type: ignore[attr-defined]
+                done += n_read
+        except OSError as exc:
+            raise FrameError(f"the file cannot be read ({exc}); {_REMEDY}") from exc
+        if done < n_bytes:
+            raise FrameError(f"the file ends {n_bytes - done} bytes too early; {_REMEDY}")
+        return out
 
 
 def _read_header(source: Source) -> Header:

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -21,6 +21,7 @@ import numpy as np
 
 from deepflow.errors import FrameError
 from deepflow.intermediates.codecs import Buffer
+from deepflow.intermediates.frames import FileSource
 
 __all__ = ["Disk", "InMemory", "Place", "PlaceError", "Remote"]
 
@@ -189,6 +190,16 @@ class Disk:
                 return out[:done]
         except OSError as exc:
             raise PlaceError(f"{self.folder / token} cannot be read: {exc}") from exc
+
+    @contextlib.contextmanager
+    def source(self, token: str) -> Generator[FileSource, None, None]:
+        """The file, to be read piece by piece: its content is never in memory as a whole."""
+        try:
+            file = (self.folder / token).open("rb", buffering=0)
+        except OSError as exc:
+            raise PlaceError(f"{self.folder / token} cannot be read: {exc}") from exc
+        with file:
+            yield FileSource(file, os.fstat(file.fileno()).st_size)
 
     def remove(self, token: str) -> None:
         """Remove the file."""

@@ -31,7 +31,7 @@ from deepflow.decide.evict import Backoff, Candidate, Room, place_for, victims
 from deepflow.errors import FrameError, ValueLostError
 from deepflow.intermediates import sampling, values
 from deepflow.intermediates.codecs import Buffer, element_bytes
-from deepflow.intermediates.places import Place
+from deepflow.intermediates.places import Disk, Place
 
 __all__ = ["Hooks", "TieredStore", "Use"]
 
@@ -42,6 +42,8 @@ _AHEAD_SHARE: Final = 0.85
 _DOWN_TO_SHARE: Final = 0.75
 _LEAST_HEAP_SHARE: Final = 0.1
 """Of the target: with less in the heap, a large process is none of its values' fault."""
+_LARGE_SHARE: Final = 0.25
+"""Of the target, from which on a value goes to the disk as it is."""
 _WORTH_RATIO: Final = 1.1
 _MAX_LOST: Final = 1_000
 _IDLE_S: Final = 0.5
@@ -509,7 +511,10 @@ class TieredStore(MutableMapping[Any, Any]):
                 entry.is_pinned = True
                 self._tell(self._hooks.fallback, "not_evictable")
                 return None
-            buffers = values.dump_parts(values.disassemble(value), _codec_of, _THREADS)
+            # The codes of a value that takes much of the memory would be too much beside it.
+            is_large = entry.n_bytes > _LARGE_SHARE * self.target_bytes
+            choose = _raw if is_large and "disk" in self._places else _codec_of
+            buffers = values.dump_parts(values.disassemble(value), choose, _THREADS)
         except MemoryError:
             self._tell(self._hooks.fallback, "memory_short")
             return None
@@ -629,7 +634,7 @@ class TieredStore(MutableMapping[Any, Any]):
                 if copy is None:
                     raise KeyError(key)  # deleted meanwhile
                 try:
-                    value = values.load(copy.place.read(copy.token), _THREADS)
+                    value = _load(copy)
                 except MemoryError:
                     raise  # it is still there, and may be read when there is room
                 except Exception as exc:
@@ -712,6 +717,13 @@ class TieredStore(MutableMapping[Any, Any]):
                 continue
 
 
+def _load(copy: _Copy) -> Any:
+    if isinstance(copy.place, Disk):
+        with copy.place.source(copy.token) as source:
+            return values.load(source, _THREADS)
+    return values.load(copy.place.read(copy.token), _THREADS)
+
+
 def _lives_here_only(value: Any) -> bool:
     """Whether a value says of itself that it holds what no other process can have."""
     asked = getattr(type(value), "__deepflow_pinned__", None)
@@ -735,6 +747,10 @@ def _weakly(value: Any) -> weakref.ref[Any] | None:
         return weakref.ref(value)
     except TypeError:
         return None
+
+
+def _raw(part: values.Part) -> str:
+    return "raw"
 
 
 def _codec_of(part: values.Part) -> str:

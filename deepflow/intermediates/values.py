@@ -129,13 +129,13 @@ def assemble(octets: Sequence[memoryview], readonly: Sequence[bool]) -> Any:
     return pickle.loads(pickled, buffers=views)
 
 
-def load(buffers: Buffer | Iterable[Buffer], threads: int = 1) -> Any:
+def load(buffers: Buffer | Iterable[Buffer] | frames.Source, threads: int = 1) -> Any:
     """The value that `dump` was given. `FrameError` if the bytes are not exactly what it wrote.
 
     Arrays are writable where they were. Whatever else the value's own classes raise while they are
     built passes through.
     """
-    source = frames.Source(buffers)
+    source = buffers if isinstance(buffers, frames.Source) else frames.Source(buffers)
     fixed = bytes(source.take(_PRELUDE.size))
     magic, version, n_buffers = _PRELUDE.unpack(fixed)
     if magic != _MAGIC:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -610,3 +611,23 @@ def test_places_refuse_what_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(PlaceError):
             place.read(token)
         place.close()
+
+
+def test_a_large_value_is_never_in_memory_twice(make: Make, tmp_path: Path) -> None:
+    """Written from where it lies, read piece by piece."""
+    tracemalloc.start()
+    try:
+        store = make(target=100 * MB)
+        store["large"] = noise(1, 128 * MB)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        settled(store, 0)
+        assert tracemalloc.get_traced_memory()[1] - before < 4 * MB
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        value = store["large"]
+        # A reader of the whole file would need as much again.
+        assert tracemalloc.get_traced_memory()[1] - before < 1.4 * 128 * MB
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(value, noise(1, 128 * MB))
