@@ -9,7 +9,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, Worker, wait
+from distributed import Client, LocalCluster, Status, Worker, wait
 from distributed.spill import SpillBuffer
 from prefect import flow, task
 
@@ -18,8 +18,11 @@ from deepflow.backend.tiers import TierOptions, install_tiers, tiers_of
 from deepflow.backend.transfer.install import Options
 from deepflow.intermediates.tiers import TieredStore
 from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
+from tests.integration.notes import until
 
 N = 1_000_000
+LARGE = 30_000_000
+"""Numbers of 8 bytes: 240 MB."""
 LIMIT = "500MB"
 """Of a worker: results may take 300 MB of it."""
 
@@ -150,3 +153,41 @@ def test_what_a_worker_holds_already_moves_along(tmp_path: Path) -> None:
         tiers = tiers_of(worker)
         assert tiers is not None
         tiers.close()
+
+
+@pytest.mark.slow
+def test_results_that_take_most_of_a_workers_memory_leave_and_come_back(tmp_path: Path) -> None:
+    """One alone makes a worker too large; two would be the end of it."""
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit="600MB", dashboard_address=None
+        ) as made,
+        Client(made) as client,
+    ):
+        client.register_plugin(DeepflowWorkerPlugin(this_process(), None, TierOptions()))
+        pids = {worker.process.pid for worker in made.workers.values()}
+        results = []
+        for seed in range(3):
+            results.append(client.submit(large, seed, pure=False))
+            wait(results)
+            until(lambda: is_empty(client), 60)
+        for seed in [0, 1, 2, 1, 0]:
+            total = client.submit(np.sum, results[seed], pure=False)
+            assert total.result(timeout=60) == pytest.approx(large(seed).sum())
+            until(lambda: is_empty(client), 60)
+        assert pids == {worker.process.pid for worker in made.workers.values()}
+
+
+def large(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(LARGE)
+
+
+def is_empty(client: Client) -> bool:
+    """Whether the heap of the only worker is, and it goes on."""
+    return list(client.run(has_left_and_goes_on).values()) == [(True, True)]
+
+
+def has_left_and_goes_on(dask_worker: Worker) -> tuple[bool, bool]:
+    heap_bytes = used(dask_worker)["heap"]
+    return heap_bytes < LARGE, dask_worker.status == Status.running
