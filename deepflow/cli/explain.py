@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from deepflow.cli._journals import journals_folder
 from deepflow.cli._output import as_json, in_bytes, print_json, print_table
 from deepflow.decide.events import Moved
 from deepflow.decide.trail import TaskTrail, Trail
@@ -19,11 +20,11 @@ from deepflow.observe.explain import (
     in_seconds,
     longest_waits,
     move_summaries,
+    runs_in_words,
     story_of,
     task_summaries,
 )
-from deepflow.observe.journal import newest_journal, read_journal
-from deepflow.settings import load_settings
+from deepflow.observe.journal import find_journal, read_journal
 
 _MOST_ROWS = 40
 _MOST_WAITS = 10
@@ -35,8 +36,8 @@ _MOST_WAITS = 10
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
-    help="A journal, or a directory in which RUN's (or else the newest) is taken; unless given, "
-    "where flow runs leave theirs.",
+    help="A journal, or a directory in which RUN's is looked for; unless given, where flow runs "
+    "leave theirs.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Also draw the run: a .png, .svg or .pdf."
@@ -49,20 +50,18 @@ def command(
 
     Where the tasks of RUN went and why, told from a journal.
 
-    RUN is the id or name of a flow run, the beginning of one, or the name of a flow. Without TASK:
-    a summary for each name of a task, and the longest waits with their reasons. TASK is a Dask key,
-    a part of one, or the name of a task; one task is told from end to end, with the workers that
-    were candidates.
+    RUN is the name or id of a flow run, the beginning of one, or the name of a flow, of which the
+    newest run is taken. Without TASK: a summary for each name of a task, and the longest waits with
+    their reasons. TASK is the name of a task, or the name or id of a task run as Prefect's UI shows
+    it (a part will do), or a Dask key; one task is told from end to end, with the workers that were
+    candidates.
     """
-    if journal is None:
-        journal = load_settings().state_dir.expanduser() / "journals"
-    own = sorted(journal.glob(f"{run}*.journal.zst")) if journal.is_dir() else []
-    everything = Trail.of(read_journal(own[-1] if own else newest_journal(journal)))
+    everything = Trail.of(read_journal(find_journal(journal or journals_folder(), run)))
     trail = everything.only(find_runs(everything, run))
     if plot is not None:
         from deepflow.observe.gantt import draw_gantt  # matplotlib, only where asked for
 
-        draw_gantt(trail, plot, title=", ".join(list(trail.runs)[:3]))
+        draw_gantt(trail, plot, title=runs_in_words(trail))
     if task is None:
         _tell_run(trail, is_json)
         return
@@ -95,15 +94,26 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
         return
     for run in runs[:_MOST_ROWS]:
         click.echo(
-            f"{run.run} of flow {run.flow}: {run.n_finished:,} of {run.n_tasks:,} tasks finished, "
-            f"in {in_seconds(run.completion_s)}"
+            f"{run.called} of flow {run.flow}: {run.n_finished:,} of {run.n_tasks:,} tasks "
+            f"finished, in {in_seconds(run.completion_s)}" + f" (id {run.run})" * bool(run.name)
         )
+    some_grouped = any(row.n_runs > row.n for row in summaries)
     print_table(
-        "Tasks",
-        ("task", "n", "failed tries", "median run", "median wait", "ran on", "moved"),
+        "Tasks, where several runs went as one" if some_grouped else "Tasks",
+        (
+            "task",
+            *("runs",) * some_grouped,
+            "n",
+            "failed tries",
+            "median run",
+            "median wait",
+            "ran on",
+            "moved",
+        ),
         (
             (
                 row.task,
+                *(f"{row.n_runs:,}",) * some_grouped,
                 f"{row.n:,}",
                 f"{row.n_failed:,}",
                 in_seconds(row.median_run_s),
@@ -120,7 +130,7 @@ def _tell_run(trail: Trail, is_json: bool) -> None:
         "Longest waits, from ready to started",
         ("task", "on", "waited", "for"),
         (
-            (wait.key, wait.worker or "-", in_seconds(wait.wait_s), _in_words(wait.reasons))
+            (wait.name, wait.worker or "-", in_seconds(wait.wait_s), _in_words(wait.reasons))
             for wait in waits
         ),
     )
@@ -172,7 +182,7 @@ def _tell_tasks(found: tuple[TaskTrail, ...], stories: list[Story]) -> None:
         ("task", "on", "class", "run", "waited", "for"),
         (
             (
-                story.key,
+                story.name,
                 story.worker or "-",
                 story.worker_class,
                 in_seconds(story.run_s),
@@ -182,12 +192,19 @@ def _tell_tasks(found: tuple[TaskTrail, ...], stories: list[Story]) -> None:
             for story in rows
         ),
     )
-    click.echo("Name one by its key to see the candidates.")
+    click.echo("Name one of them to see the candidates.")
 
 
 def _tell_task(story: Story) -> None:
     where = f"on {story.worker} ({story.worker_class})" if story.worker else "nowhere yet"
-    click.echo(f"{story.key}: task {story.task} of run {story.run}, flow {story.flow}")
+    click.echo(f"{story.name}: task {story.task} of run {story.run_name}, flow {story.flow}")
+    if len(story.runs) == 1:
+        click.echo(f"Task run {story.runs[0][0]}, Dask key {story.key}.")
+    elif story.runs:
+        click.echo(
+            f"{len(story.runs)} task runs went as one Dask task, so what follows is about all of "
+            f"them; Dask key {story.key}."
+        )
     click.echo(f"Ran {where} for {in_seconds(story.run_s)}.")
     marks = {
         "submitted": story.submitted_s,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deepflow.cli._journals import journals_folder
 from deepflow.cli._judge import (
     Judged,
     judge,
@@ -18,12 +20,12 @@ from deepflow.cli._judge import (
 )
 from deepflow.cli._output import as_json, in_bytes, print_json, print_table
 from deepflow.decide.trail import Trail
-from deepflow.observe.explain import in_seconds
-from deepflow.observe.journal import newest_journal, read_journal
+from deepflow.observe.explain import in_seconds, runs_in_words
+from deepflow.observe.journal import SUFFIXES, find_journal, newest_journal, read_journal
 
 
 @click.command("replay", short_help="What would have happened under other policies.")
-@click.argument("journal", type=click.Path(path_type=Path))
+@click.argument("run")
 @policies_option
 @seeds_option
 @click.option(
@@ -35,37 +37,48 @@ from deepflow.observe.journal import newest_journal, read_journal
 @plot_option
 @as_json
 def command(
-    journal: Path,
+    run: str,
     policies: str,
     seeds: int,
     history: tuple[Path, ...],
     plot: Path | None,
     is_json: bool,
 ) -> None:
-    """Example: deepflow replay run.journal.zst --policy stock,eft --seeds 5
+    """Example: deepflow replay flight-delays --policy stock,eft --seeds 5
 
-    Simulate the run that JOURNAL tells of (the newest, if it is a directory) on workers of the same
-    speeds, under each policy, and show that beside what did happen. The policy that was in force
-    tells how far the simulation can be trusted: its row should be near to what happened.
+    Simulate RUN on workers of the same speeds, under each policy, and show that beside what did
+    happen. RUN is a journal, a directory of which the newest journal is taken, or what `deepflow
+    explain` takes: the name or id of a flow run, the beginning of one, or the name of a flow. The
+    policy that was in force tells how far the simulation can be trusted: its row should be near to
+    what happened.
     """
     from deepflow.sim.replay import cluster_of, workload_of
 
     names = split_policies(policies)
-    events = read_journal(newest_journal(journal))
+    events = read_journal(_journal_of(run))
+    happened = Trail.of(events)
+    title = runs_in_words(happened)
     judged = judge(
-        [workload_of(events, name=journal.name)],
+        [workload_of(events, name=title)],
         [cluster_of(events)],
         names,
         seeds,
         history=[workload_of(read_journal(path), name=path.name) for path in history],
         is_silent=is_json,
     )
-    happened = Trail.of(events)
     if plot is not None:
         from deepflow.observe.gantt import draw_side_by_side  # matplotlib, only where asked for
 
-        draw_side_by_side({"as it was": happened, **judged.trails}, plot, title=journal.name)
+        draw_side_by_side({"as it was": happened, **judged.trails}, plot, title=title)
     _tell(happened, judged, is_json=is_json)
+
+
+def _journal_of(run: str) -> Path:
+    """The journal that is named by its path, by its directory, or by its run."""
+    path = Path(run).expanduser()
+    if path.exists() or run.endswith(SUFFIXES) or os.sep in run:
+        return newest_journal(path)
+    return find_journal(journals_folder(), run)
 
 
 def _tell(happened: Trail, judged: Judged, *, is_json: bool) -> None:

@@ -19,8 +19,10 @@ __all__ = [
     "Held",
     "Moved",
     "Placed",
+    "RunNamed",
     "Started",
     "Submitted",
+    "TasksNamed",
     "Transferred",
     "WorkerJoined",
     "WorkerLeft",
@@ -218,6 +220,28 @@ class Moved:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RunNamed:
+    """What people call a flow run. It stands before everything else in its journal."""
+
+    at_s: float
+    run: str
+    """Its id, as in `Submitted`."""
+    name: str
+    """Empty where none is known."""
+    flow: str
+
+
+@dataclass(frozen=True, slots=True)
+class TasksNamed:
+    """What people call the task runs in one Dask task. The driver says so when the run is over."""
+
+    at_s: float
+    key: str
+    runs: tuple[tuple[str, str], ...]
+    """Id and name of each."""
+
+
 Event = (
     Submitted
     | Placed
@@ -229,4 +253,6 @@ Event = (
     | Failed
     | WorkerJoined
     | WorkerLeft
+    | RunNamed
+    | TasksNamed
 )

@@ -20,8 +20,10 @@ from deepflow.decide.events import (
     Held,
     Moved,
     Placed,
+    RunNamed,
     Started,
     Submitted,
+    TasksNamed,
     Transferred,
     WorkerJoined,
     WorkerLeft,
@@ -94,6 +96,17 @@ class TaskTrail:
     transfer_bytes: int = 0
     """Bytes copied for all its attempts. A copy counts for the first task that used it."""
     output_bytes: int = 0
+    runs: tuple[tuple[str, str], ...] = ()
+    """Id and name of each task run in it; empty where the log does not tell."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: the name of its task run, of several the first and the last, and
+        its key where the log has no names."""
+        if not self.runs:
+            return self.key
+        first, last = self.runs[0][1], self.runs[-1][1]
+        return first if len(self.runs) == 1 else f"{first} … {last} ({len(self.runs)} runs)"
 
     @property
     def started_s(self) -> float | None:
@@ -174,6 +187,13 @@ class RunTrail:
     """When the last of its tasks had its first result; None: some have none."""
     n_tasks: int
     n_finished: int
+    name: str = ""
+    """The flow run's name; empty where the log does not tell."""
+
+    @property
+    def called(self) -> str:
+        """What people call it: its name, else its id."""
+        return self.name or self.run
 
     @property
     def completion_s(self) -> float | None:
@@ -267,6 +287,8 @@ class _Fold:
         self._workers: dict[str, _Worker] = {}
         self._transfers: list[Transferred] = []
         self._moved: list[Moved] = []
+        self._run_names: dict[str, str] = {}
+        self._task_names: dict[str, tuple[tuple[str, str], ...]] = {}
         self.take: dict[type, Callable[..., None]] = {
             Submitted: self._submitted,
             Placed: self._placed,
@@ -278,6 +300,8 @@ class _Fold:
             Failed: self._failed,
             WorkerJoined: self._joined,
             WorkerLeft: self._left,
+            RunNamed: self._run_named,
+            TasksNamed: self._tasks_named,
         }
 
     def _submitted(self, event: Submitted) -> None:
@@ -334,6 +358,12 @@ class _Fold:
         began_s = worker.present.pop()[0] if worker.present else worker.seen_s
         worker.present.append((began_s, event.at_s))
 
+    def _run_named(self, event: RunNamed) -> None:
+        self._run_names[event.run] = event.name
+
+    def _tasks_named(self, event: TasksNamed) -> None:
+        self._task_names[event.key] = event.runs
+
     def result(self) -> Trail:
         for task in self._tasks.values():
             for worker, started_s in task.running.items():
@@ -342,13 +372,13 @@ class _Fold:
         finished_s = {key: _first_finish(task) for key, task in self._tasks.items()}
         copies = self._copies()
         tasks = {
-            key: _task_trail(task, finished_s, copies.get(key, {}))
+            key: _task_trail(task, finished_s, copies.get(key, {}), self._task_names.get(key, ()))
             for key, task in self._tasks.items()
         }
         return Trail(
             MappingProxyType(tasks),
             MappingProxyType(self._worker_trails(tasks)),
-            MappingProxyType(_run_trails(tasks)),
+            MappingProxyType(_run_trails(tasks, self._run_names)),
             tuple(self._transfers),
             tuple(self._moved),
         )
@@ -414,6 +444,7 @@ def _task_trail(
     task: _Task,
     finished_s: Mapping[str, float | None],
     copies: Mapping[str, list[Transferred]],
+    runs: tuple[tuple[str, str], ...],
 ) -> TaskTrail:
     of = task.submitted
     inputs_s = [finished_s[key] for key in of.depends_on if key in finished_s]
@@ -444,6 +475,7 @@ def _task_trail(
         transfer_s=_covered_s((c.at_s - c.duration_s, c.at_s) for c in to_first),
         transfer_bytes=sum(c.n_bytes for of_worker in copies.values() for c in of_worker),
         output_bytes=task.output_bytes,
+        runs=runs,
     )
 
 
@@ -487,14 +519,14 @@ def _worker_trail(name: str, worker: _Worker, attempts: list[Attempt]) -> Worker
     )
 
 
-def _run_trails(tasks: Mapping[str, TaskTrail]) -> dict[str, RunTrail]:
+def _run_trails(tasks: Mapping[str, TaskTrail], names: Mapping[str, str]) -> dict[str, RunTrail]:
     by_run: dict[str, list[TaskTrail]] = {}
     for task in tasks.values():
         by_run.setdefault(task.run, []).append(task)
-    return {run: _run_trail(run, of_run) for run, of_run in by_run.items()}
+    return {run: _run_trail(run, of_run, names.get(run, "")) for run, of_run in by_run.items()}
 
 
-def _run_trail(run: str, tasks: list[TaskTrail]) -> RunTrail:
+def _run_trail(run: str, tasks: list[TaskTrail], name: str) -> RunTrail:
     finished_s = [at_s for at_s in (task.finished_s for task in tasks) if at_s is not None]
     return RunTrail(
         run=run,
@@ -503,4 +535,5 @@ def _run_trail(run: str, tasks: list[TaskTrail]) -> RunTrail:
         last_finish_s=max(finished_s) if len(finished_s) == len(tasks) else None,
         n_tasks=len(tasks),
         n_finished=len(finished_s),
+        name=name,
     )

@@ -143,7 +143,7 @@ def _wait_table(trail: Trail) -> str:
     lines = ["Longest waits, from ready to started:\n", "| waited | for | task |", "|--:|---|---|"]
     for wait in waits:
         reasons = "; ".join(f"{in_seconds(r.seconds)} {_cell(r.text)}" for r in wait.reasons[:3])
-        lines.append(f"| {in_seconds(wait.wait_s)} | {reasons} | {_cell(wait.key)} |")
+        lines.append(f"| {in_seconds(wait.wait_s)} | {reasons} | {_cell(wait.name)} |")
     return "\n".join(lines)
 
 

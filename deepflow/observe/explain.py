@@ -14,9 +14,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-from deepflow.decide.events import Candidate, CodecChoice, Moved
+from deepflow.decide.events import Candidate, CodecChoice, Moved, RunNamed
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError, nearest
+from deepflow.observe.journal import match_runs
 
 __all__ = [
     "Reason",
@@ -29,11 +30,15 @@ __all__ = [
     "longest_waits",
     "move_summaries",
     "reasons_it_waited",
+    "runs_in_words",
     "story_of",
     "task_summaries",
 ]
 
 _SHOWN_NAMES: Final = 8
+_TITLED_RUNS: Final = 3
+_LEAST_OF_AN_ID: Final = 6
+"""Characters; less is not taken for the beginning of an id, but for a part of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class TaskSummary:
 
     task: str
     n: int
+    """Dask tasks, each of one run or a group of runs."""
+    n_runs: int
     n_finished: int
     n_attempts: int
     n_failed: int
@@ -72,6 +79,8 @@ class Wait:
     """One task that waited."""
 
     key: str
+    name: str
+    """What people call it; see `TaskTrail.name`."""
     task: str
     run: str
     worker: str | None
@@ -84,9 +93,15 @@ class Story:
     """One task, told from end to end. Times in seconds since the first submit of its run."""
 
     key: str
+    name: str
+    """What people call it; see `TaskTrail.name`."""
     task: str
     flow: str
     run: str
+    run_name: str
+    """What people call the flow run: its name, else its id."""
+    runs: tuple[tuple[str, str], ...]
+    """Id and name of each task run in it: they share what is told here."""
     worker: str | None
     worker_class: str
     submitted_s: float
@@ -162,6 +177,7 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
     return TaskSummary(
         task=name,
         n=len(tasks),
+        n_runs=sum(task.n_runs for task in tasks),
         n_finished=len(runs_s),
         n_attempts=sum(len(task.attempts) for task in tasks),
         n_failed=sum(a.outcome == "failed" for task in tasks for a in task.attempts),
@@ -188,7 +204,15 @@ def longest_waits(trail: Trail, most: int) -> tuple[Wait, ...]:
     waits = ((task.wait_s or 0.0, task) for task in trail.tasks.values())
     longest = nlargest(most, waits, key=lambda pair: pair[0])
     return tuple(
-        Wait(task.key, task.task, task.run, task.worker, wait_s, reasons_it_waited(trail, task))
+        Wait(
+            task.key,
+            task.name,
+            task.task,
+            task.run,
+            task.worker,
+            wait_s,
+            reasons_it_waited(trail, task),
+        )
         for wait_s, task in longest
         if wait_s > 0
     )
@@ -203,7 +227,7 @@ def reasons_it_waited(trail: Trail, task: TaskTrail) -> tuple[Reason, ...]:
     """
     if task.ready_s is None:
         missing = [
-            key
+            trail.tasks[key].name
             for key in task.depends_on
             if key in trail.tasks and trail.tasks[key].finished_s is None
         ]
@@ -256,9 +280,12 @@ def story_of(trail: Trail, key: str) -> Story:
 
     return Story(
         key=task.key,
+        name=task.name,
         task=task.task,
         flow=task.flow,
         run=task.run,
+        run_name=trail.runs[task.run].called,
+        runs=task.runs,
         worker=task.worker,
         worker_class=_class_of(trail, task) if task.worker else "",
         submitted_s=task.submitted_s - begin_s,
@@ -279,45 +306,58 @@ def story_of(trail: Trail, key: str) -> Story:
 
 
 def find_runs(trail: Trail, wanted: str) -> tuple[str, ...]:
-    """The runs that are called so: by id or name, else by its beginning, else all of that flow.
+    """The ids of the runs that are called so, as `observe.journal.match_runs` finds them.
 
-    Raises :class:`JournalError` for none, or where a beginning fits several runs of several flows.
+    Raises :class:`JournalError` for none, or where a beginning fits several runs.
     """
-    if wanted in trail.runs:
-        return (wanted,)
-    begin = [run for run in trail.runs if run.startswith(wanted)]
-    if len(begin) == 1:
-        return tuple(begin)
-    of_flow = [run for run, told in trail.runs.items() if told.flow == wanted]
-    if of_flow:
-        return tuple(of_flow)
-    if begin:
-        raise JournalError(
-            f"{wanted!r} begins the names of {len(begin)} runs ({_some(begin)}); say more of it"
-        )
-    known = [*trail.runs, *dict.fromkeys(told.flow for told in trail.runs.values())]
-    close = nearest(wanted, known)
-    advice = f"did you mean {close!r}?" if close else f"there are: {_some(list(trail.runs))}"
-    raise JournalError(f"no run of the journal is called {wanted!r}; {advice}")
+    in_order = sorted(trail.runs.values(), key=lambda run: run.first_submit_s)
+    runs = [RunNamed(run.first_submit_s, run.run, run.name, run.flow) for run in in_order]
+    return tuple(run.run for run in match_runs(runs, wanted))
 
 
 def find_tasks(trail: Trail, wanted: str) -> tuple[TaskTrail, ...]:
-    """The tasks that are called so: by key, else by name, else by a part of the key.
+    """The tasks that are called so: by Dask key; by the name of a task, or the name or id of a task
+    run; else by the beginning of one task run's id; else by a part of a name or key.
 
-    Raises :class:`JournalError` for none.
+    Raises :class:`JournalError` for none, or where the beginning of an id fits several.
     """
     if wanted in trail.tasks:
         return (trail.tasks[wanted],)
     tasks = trail.tasks.values()
-    found = [task for task in tasks if task.task == wanted] or [
-        task for task in tasks if wanted in task.key
+    found = [task for task in tasks if wanted == task.task or _has_run(task, wanted)]
+    if found:
+        return tuple(found)
+    if len(wanted) >= _LEAST_OF_AN_ID:
+        begun = {
+            run_id: task for task in tasks for run_id, _ in task.runs if run_id.startswith(wanted)
+        }
+        if len(begun) == 1:
+            return tuple(begun.values())
+        if begun:
+            raise JournalError(
+                f"{wanted!r} begins the ids of {len(begun)} task runs ({_some(list(begun))}); "
+                "say more of it"
+            )
+    found = [
+        task for task in tasks if wanted in task.key or any(wanted in name for _, name in task.runs)
     ]
     if found:
         return tuple(found)
     names = list(dict.fromkeys(task.task for task in tasks))
-    close = nearest(wanted, [*names, *trail.tasks])
+    close = nearest(wanted, [*names, *(name for task in tasks for _, name in task.runs)])
     advice = f"did you mean {close!r}?" if close else f"its tasks are: {_some(names)}"
     raise JournalError(f"no task of the run is called {wanted!r}; {advice}")
+
+
+def _has_run(task: TaskTrail, wanted: str) -> bool:
+    return any(wanted in named for named in task.runs)
+
+
+def runs_in_words(trail: Trail) -> str:
+    """What a picture of the trail is about: flow and flow run, of many runs the first few."""
+    told = [f"{run.flow}, run {run.called}" for run in trail.runs.values()]
+    more = len(told) - _TITLED_RUNS
+    return "; ".join(told[:_TITLED_RUNS]) + (f" and {more} more" if more > 0 else "")
 
 
 def in_seconds(seconds: float | None) -> str:

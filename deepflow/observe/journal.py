@@ -5,7 +5,7 @@ name ends in `.zst`. It is written as things happen and never held whole, so a c
 what was not flushed yet, and may leave a torn last line. A reader skips a torn last line and says
 so; anything else that is not as it was written is refused.
 
-    {"format":"deepflow-journal","version":2,"clock":"unix","deepflow":"0.1.0"}
+    {"format":"deepflow-journal","version":3,"clock":"unix","deepflow":"0.1.0"}
     {"Submitted":{"at_s":1.0,"key":"a-1","task":"a","flow":"f","run":"r", ...}}
     {"Finished":{"at_s":2.0, ...}}
 """
@@ -17,7 +17,7 @@ import logging
 import math
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -25,15 +25,16 @@ from typing import Any, Final, Literal, cast
 import orjson
 import zstandard
 
-from deepflow.decide.events import Event, WorkerJoined, WorkerLeft
-from deepflow.errors import JournalError
+from deepflow.decide.events import Event, RunNamed, Submitted, WorkerJoined, WorkerLeft
+from deepflow.errors import JournalError, nearest
 from deepflow.observe.text import to_json
 
-__all__ = ["Header", "JournalRing", "JournalWriter", "newest_journal", "read_header"]
-__all__ += ["iter_journal", "read_journal"]
+__all__ = ["Header", "JournalRing", "JournalWriter", "find_journal", "match_runs"]
+__all__ += ["iter_journal", "newest_journal", "read_header", "read_journal"]
 
 FORMAT: Final = "deepflow-journal"
-VERSION: Final = 2
+VERSION: Final = 3
+"""1 and 2 have fewer kinds of events and are read as they are."""
 SUFFIXES: Final = (".journal", ".journal.zst")
 """How the names of journals end, where a directory of them is searched."""
 
@@ -197,6 +198,102 @@ def newest_journal(path: Path) -> Path:
             "name a journal with --journal"
         )
     return max(found, key=lambda one: (one.stat().st_mtime, one.name))
+
+
+def find_journal(path: Path, wanted: str) -> Path:
+    """The journal of the run that people call `wanted`: `path` itself if it is a file, else the one
+    in the directory that has it.
+
+    `wanted` is as for `match_runs`. A damaged journal is passed over, and said in the log. Raises
+    :class:`JournalError` where there is no such run, or where several are meant.
+    """
+    if not path.is_dir():
+        return path
+    newest_journal(path)  # says so where there is none at all
+    found = sorted(
+        (one for one in path.iterdir() if one.name.endswith(SUFFIXES) and one.is_file()),
+        key=lambda one: (_modified_s(one), one.name),
+    )
+    told = [(run, one) for one in found for run in _named_runs(one)]
+    try:
+        runs = match_runs([run for run, _ in told], wanted)
+    except JournalError:
+        # Journals of older versions do not begin with a name: they have to be read.
+        named = {one for _, one in told}
+        told += [(run, one) for one in found if one not in named for run in _mentioned_runs(one)]
+        runs = match_runs([run for run, _ in told], wanted)
+    (_, journal) = next(pair for pair in reversed(told) if pair[0] == runs[-1])
+    return journal
+
+
+def match_runs(runs: Sequence[RunNamed], wanted: str) -> tuple[RunNamed, ...]:
+    """Which of `runs`, the oldest first, is called `wanted`.
+
+    By id, else by name, else the newest of the flow of that name, else by the beginning of an id or
+    a name. Runs of one name come all. Raises :class:`JournalError` for none, or where a beginning
+    fits several.
+    """
+    for found in (
+        [run for run in runs if run.run == wanted],
+        [run for run in runs if run.name and run.name == wanted],
+        [run for run in runs if run.flow == wanted][-1:],
+    ):
+        if found:
+            return tuple(found)
+    begin = {run.run: run for run in runs if run.run.startswith(wanted)}
+    begin |= {run.run: run for run in runs if run.name and run.name.startswith(wanted)}
+    if len(begin) == 1:
+        return tuple(begin.values())
+    if begin:
+        raise JournalError(
+            f"{wanted!r} begins the names of {len(begin)} runs ({_some(begin.values())}); "
+            "say more of it"
+        )
+    known = [word for run in reversed(runs) for word in (run.name, run.flow, run.run) if word]
+    close = nearest(wanted, known)
+    advice = f"did you mean {close!r}?" if close else f"there are: {_some(reversed(runs))}"
+    raise JournalError(f"no run is called {wanted!r}; {advice}")
+
+
+_SHOWN_RUNS: Final = 8
+
+
+def _some(runs: Iterable[RunNamed]) -> str:
+    called = list(dict.fromkeys(run.name or run.run for run in runs))
+    more = len(called) - _SHOWN_RUNS
+    return ", ".join(called[:_SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _named_runs(path: Path) -> tuple[RunNamed, ...]:
+    """The runs that a journal names at its beginning; none where it is of an older version."""
+    named = []
+    try:
+        for event in iter_journal(path):
+            if not isinstance(event, RunNamed):
+                break
+            named.append(event)
+    except JournalError as error:
+        _log.warning("a journal is passed over: %s", error)
+    return tuple(named)
+
+
+def _mentioned_runs(path: Path) -> tuple[RunNamed, ...]:
+    """The runs of which a journal without names has tasks."""
+    runs: dict[str, RunNamed] = {}
+    try:
+        for event in iter_journal(path):
+            if isinstance(event, Submitted):
+                runs.setdefault(event.run, RunNamed(event.at_s, event.run, "", event.flow))
+    except JournalError as error:
+        _log.warning("a journal is passed over: %s", error)
+    return tuple(runs.values())
+
+
+def _modified_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # removed in between, as the oldest are
+        return 0.0
 
 
 def _is_compressed(path: Path) -> bool:

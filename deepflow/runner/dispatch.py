@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from deepflow.decide.events import TasksNamed
 from deepflow.observe import metrics
 from deepflow.runner.board import Board
 from deepflow.runner.cancelling import Cancelling
 from deepflow.runner.items import Item, SentJob
 from deepflow.runner.losses import Losses
+from deepflow.runner.naming import RunNames
 from deepflow.runner.reactor import Reactor
 from deepflow.runner.readiness import Gate
 from deepflow.runner.recorder import Recorder
@@ -63,6 +65,7 @@ class Dispatcher:
         self._recorder = recorder
         self._board = Board(logger)
         self._reactor = Reactor(logger)
+        self._names = RunNames()
         self._sender = Sender(
             client,
             settings,
@@ -71,6 +74,7 @@ class Dispatcher:
             results_topic=results_topic,
             events_topic=events_topic,
             on_end=self._on_end,
+            names=self._names,
         )
         self._gate = Gate(
             client, settings, self._board, self._reactor, self._sender, is_adaptive=is_adaptive
@@ -87,6 +91,7 @@ class Dispatcher:
             settling,
             losses,
             recorder,
+            self._names,
             events_topic=events_topic,
         )
         self._cancelling = Cancelling(
@@ -179,6 +184,10 @@ class Dispatcher:
         if not self._reports.wait_for(n_sent, timeout_s):
             metrics.inc("deepflow_fallbacks_total", kind="report_missing")
             self._board.log_once("drain", "Some workers' last reports did not arrive in time.")
+
+    def names(self, nested: Iterable[TasksNamed] = ()) -> list[TasksNamed]:
+        """What people call the runs in each Dask task: those sent from here, and `nested` ones."""
+        return [*self._names.events(), *self._names.corrected(nested)]
 
     # -- the end -------------------------------------------------------------------------------
 

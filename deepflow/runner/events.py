@@ -111,6 +111,7 @@ def state_event(
         state_name=clean(validated.name or "", "event"),
         tags=tuple(sorted({clean(str(tag), "event") for tag in task_run.tags})),
         body=body,
+        name=clean(str(task_run.name), "event") if validated.is_final() else "",
     )
 
 

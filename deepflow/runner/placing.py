@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
 
 from deepflow.backend.placement.plugin import UNPLACEABLE_TOPIC, Placement
-from deepflow.decide.events import Event, Moved
+from deepflow.decide.events import Event, RunNamed
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.trail import Trail
@@ -51,6 +51,7 @@ class Placing:
         """Whether the plugin places tasks on this scheduler; False: Dask does."""
         self._experience = Experience()
         self._flow_run: FlowRun | None = None
+        self._flow: str | None = None
         self._unplaceable: set[str] = set()
         self._history: history.ForgivingHistory | None = None
         if settings.history != OFF:
@@ -72,7 +73,7 @@ class Placing:
     def _register(self, flow: str | None, flow_run: FlowRun | None) -> None:
         """Give the scheduler the plugin, or, where it has one, what is known of this flow."""
         client = self._client
-        self._flow_run = flow_run
+        self._flow_run, self._flow = flow_run, flow
         if self._history is not None and flow is not None:
             self._experience = Experience(self._history.estimates(flow), self._history.shapes())
         client.register_plugin(
@@ -112,15 +113,15 @@ class Placing:
         """The flow run's id, as events name it; empty without a flow run."""
         return "" if self._flow_run is None else str(self._flow_run.id)
 
-    def finish(self, moved: Sequence[Moved] = (), notes: Sequence[str] = ()) -> None:
+    def finish(self, more: Sequence[Event] = (), notes: Sequence[str] = ()) -> None:
         """Fetch what became of the flow run, keep it and show it. Raises nothing.
 
-        `moved`: what its results cost on their ways, as the workers have said; `notes`: sentences
-        for the report.
+        `more`: what the scheduler does not know, such as what results cost on their ways and how
+        task runs are called; `notes`: sentences for the report.
         """
         try:
             if self._flow_run is not None and self._client.status == "running":
-                self._finish(self._flow_run, moved, notes)
+                self._finish(self._flow_run, more, notes)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
             self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
@@ -128,17 +129,19 @@ class Placing:
             if self._history is not None:
                 self._history.close()
 
-    def _finish(self, flow_run: FlowRun, moved: Sequence[Moved], notes: Sequence[str]) -> None:
+    def _finish(self, flow_run: FlowRun, more: Sequence[Event], notes: Sequence[str]) -> None:
         run = str(flow_run.id)
         events: list[Event] = pickle.loads(
             self._client.sync(self._client.scheduler.deepflow_events, run=run)
         )
         if not any(getattr(event, "run", None) == run for event in events):
             return
-        events.extend(moved)
+        n_events = len(events)
+        # Its name stands first, so that whoever looks for it need not read the whole journal.
+        events = [RunNamed(time.time(), run, flow_run.name, self._flow or ""), *events, *more]
         self._remember(events)
         self._write_journal(run, events)
-        if self._settings.artifact and len(events) <= _MAX_IN_ARTIFACT:
+        if self._settings.artifact and n_events <= _MAX_IN_ARTIFACT:
             self._show(flow_run, Trail.of(events), notes)
 
     def _remember(self, events: Sequence[Event]) -> None:

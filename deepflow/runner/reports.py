@@ -17,6 +17,7 @@ from deepflow.observe import metrics
 from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob
 from deepflow.runner.losses import Losses
+from deepflow.runner.naming import RunNames
 from deepflow.runner.reactor import Reactor
 from deepflow.runner.readiness import Gate
 from deepflow.runner.recorder import Recorder
@@ -41,6 +42,7 @@ class Reports:
         settling: Settling,
         losses: Losses,
         recorder: Recorder | None,
+        names: RunNames,
         *,
         events_topic: str,
     ) -> None:
@@ -52,6 +54,7 @@ class Reports:
         self._settling = settling
         self._losses = losses
         self._recorder = recorder
+        self._names = names
         self._events_topic = events_topic
         self._n_taken: dict[str, int] = {}
 
@@ -89,6 +92,7 @@ class Reports:
                 metrics.inc("deepflow_events_coalesced_total", message.coalesced)
             if message.events and self._recorder is not None:
                 self._recorder.put(message.events)
+                self._names.heard(message.events)
         # In a turn of its own: by then, what is to be called for these runs is in line.
         with self._board.turn():
             self._n_taken[message.worker] = self._n_taken.get(message.worker, 0) + 1

@@ -28,6 +28,7 @@ from deepflow.observe.text import clean, cleaned
 from deepflow.runner.board import Board
 from deepflow.runner.items import Item, SentJob, SharedArgument, Template
 from deepflow.runner.job import run_job
+from deepflow.runner.naming import RunNames
 from deepflow.runner.reactor import Reactor
 from deepflow.runner.wire import (
     Awaited,
@@ -65,6 +66,7 @@ class Sender:
         results_topic: str,
         events_topic: str,
         on_end: OnEnd,
+        names: RunNames,
     ) -> None:
         self._client = client
         self._settings = settings
@@ -73,6 +75,7 @@ class Sender:
         self._results_topic = results_topic
         self._events_topic = events_topic
         self._on_end = on_end
+        self._names = names
         self._outgoing: list[SentJob] = []
         self._is_flush_due = False
         self._numbers = itertools.count()
@@ -128,6 +131,7 @@ class Sender:
         now_s = time.time()
         for job, future in zip(jobs, futures, strict=True):
             job.future = future
+            self._names.sent(job.key, job.items)
             for item in job.items:
                 item.sent_at_s = now_s
             self.watch(job, future)

@@ -31,7 +31,7 @@ from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
 from deepflow.backend.transport import is_auto, pick_now
-from deepflow.decide.events import Moved
+from deepflow.decide.events import Moved, TasksNamed
 from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
 from deepflow.decide.place.registry import STOCK
@@ -458,22 +458,24 @@ class Session:
         dispatcher, settings = self.dispatcher, self.settings
         run = "" if self.placing is None else self.placing.run
         moved: list[Moved] = []
+        named: list[TasksNamed] = []
         try:
             if self._watch is not None:
                 self._watch.close()
             self._settle_all(failed)
             if self.client.status == "running":
                 try:
-                    said: dict[str, tuple[int, list[Moved]]] = self.client.run(
+                    said: dict[str, tuple[int, list[Moved], list[TasksNamed]]] = self.client.run(
                         take_leave, this_process(), self.topic, run, on_error="ignore"
                     )
-                    sent = {worker: n_sent for worker, (n_sent, _) in said.items()}
-                    moved = [one for _, of_worker in said.values() for one in of_worker]
+                    sent = {worker: n_sent for worker, (n_sent, _, _) in said.items()}
+                    moved = [one for _, of_worker, _ in said.values() for one in of_worker]
+                    named = [one for _, _, of_worker in said.values() for one in of_worker]
                     dispatcher.drain(sent, settings.shutdown_s)
                 except Exception as exc:  # noqa: BLE001 - only logs are lost, and it is said
                     self.logger.warning("The workers' last logs could not be fetched: %r", exc)
             if self.placing is not None:
-                self.placing.finish(moved, self._notes())
+                self.placing.finish([*moved, *dispatcher.names(named)], self._notes())
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
             if self._watch is not None and self._watch.is_cancelled:
@@ -501,13 +503,17 @@ class Session:
         choice = self.client.choice
         return [] if choice is None else [f"Connected by {choice.in_words()}."]
 
-    def close_nested(self) -> None:
-        """As `close`, of a session inside a task: the flow run is over, and its driver has gone."""
+    def close_nested(self) -> list[TasksNamed]:
+        """As `close`, of a session inside a task: the flow run is over, and its driver has gone.
+
+        Returns what the runs are called that were submitted through it.
+        """
         self.dispatcher.abandon("The flow run ended before this run did.")
         self._wait_called(min(self.settings.shutdown_s, FLUSH_TIMEOUT_S))
         self.dispatcher.close()
         if self.client.status == "running":
             self._take_back_blobs()
+        return self.dispatcher.names()
 
     def _take_back_blobs(self) -> None:
         codes = [code.ref for code in self._codes.values() if code.ref is not None]
@@ -603,12 +609,14 @@ def _hear(sessions: dict[str, Session], event: Any) -> None:
         session.dispatcher.on_message(event)
 
 
-def close_nested(events_topic: str) -> None:
-    """Close this process's sessions for submitting from inside the tasks of one driver."""
+def close_nested(events_topic: str) -> list[TasksNamed]:
+    """Close this process's sessions for submitting from inside the tasks of one driver.
+
+    Returns what the runs are called that were submitted through them.
+    """
     with _nested_lock:
         closing = [s.pop(events_topic) for s in _nested_sessions.values() if events_topic in s]
-    for session in closing:
-        session.close_nested()
+    return [named for session in closing for named in session.close_nested()]
 
 
 def _ambient_address() -> str | None:

@@ -183,6 +183,8 @@ class EventRecord(NamedTuple):
     tags: tuple[str, ...]
     body: bytes
     """JSON object without its closing brace and without `related`."""
+    name: str = ""
+    """Of the task run, with its final state: it may have been made up on the worker."""
 
 
 class Message(NamedTuple):

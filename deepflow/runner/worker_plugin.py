@@ -18,7 +18,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from deepflow.backend.tiers import TierOptions, install_tiers, tiers_of
 from deepflow.backend.transfer.install import Options, install, transfer_of
-from deepflow.decide.events import Moved
+from deepflow.decide.events import Moved, TasksNamed
 from deepflow.decide.place.registry import STOCK
 from deepflow.settings import Settings
 
@@ -111,20 +111,21 @@ def flush_logs(driver: str) -> None:
 
 async def take_leave(
     driver: str, topic: str, run: str, dask_worker: Worker
-) -> tuple[int, list[Moved]]:
+) -> tuple[int, list[Moved], list[TasksNamed]]:
     """Send what this worker still has to say, and forget what belongs to the flow run.
 
-    Returns how many reports it has sent to `topic`, which is the driver's, and what the results of
-    flow run `run` cost on their ways from here.
+    Returns how many reports it has sent to `topic`, which is the driver's, what the results of
+    flow run `run` cost on their ways from here, and what the runs are called that were submitted
+    inside tasks here.
     """
     from deepflow.runner.agent import agent_of
 
     agent = agent_of(dask_worker)
     agent.flush()
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, _close_nested, topic)
+    named = await loop.run_in_executor(None, _close_nested, topic)
     await loop.run_in_executor(None, flush_logs, driver)
-    return agent.depart(topic), _moved(dask_worker, run)
+    return agent.depart(topic), _moved(dask_worker, run), named
 
 
 def _moved(worker: Worker, run: str) -> list[Moved]:
@@ -150,10 +151,10 @@ def _moved(worker: Worker, run: str) -> list[Moved]:
     ]
 
 
-def _close_nested(topic: str) -> None:
+def _close_nested(topic: str) -> list[TasksNamed]:
     from deepflow.runner.session import close_nested
 
-    close_nested(topic)
+    return close_nested(topic)
 
 
 async def cancel_runs(events_topic: str, run_ids: Sequence[UUID], dask_worker: Worker) -> None:

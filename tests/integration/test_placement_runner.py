@@ -20,6 +20,7 @@ from deepflow.decide.events import Finished, Placed
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.trail import Trail
 from deepflow.errors import ConfigurationError
+from deepflow.observe.explain import find_tasks
 from deepflow.observe.history import History
 from deepflow.observe.journal import read_journal
 from tests.integration.api import Api
@@ -84,6 +85,42 @@ def test_a_run_leaves_a_journal_a_history_and_a_report(
     (report,) = api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     assert report["key"] == "deepflow-placement"
     assert "double" in report["data"]
+
+
+@task(task_run_name="half-of-{x}")
+def half(x: int) -> float:
+    return x / 2
+
+
+@task
+def quarter(x: int) -> float:
+    result: float = half.submit(half.fn(x)).result()
+    return result
+
+
+def test_runs_and_tasks_are_found_by_the_names_and_ids_that_the_server_has(
+    state_dir: Path, fresh: LocalCluster, api: Api
+) -> None:
+    ran = run_on(
+        fresh,
+        lambda: (
+            double.map(range(4)).result(),
+            half.submit(8).result(),
+            quarter.submit(2).result(),
+        ),
+    )
+    ran.result()
+    run_id = only_journal(state_dir).name.split(".")[0]
+    flow_run = api.get(f"/flow_runs/{run_id}")
+    runs = api.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+    assert {"half-of-8", "half-of-1.0", "quarter-0"} <= {run["name"] for run in runs}
+    trail = Trail.of(read_journal(only_journal(state_dir)))
+    for run in runs:
+        (task_trail,) = find_tasks(trail, run["id"])
+        assert task_trail in find_tasks(trail, run["name"])
+        assert task_trail.task == run["name"].split("-")[0]
+    told = CliRunner().invoke(main, ["explain", flow_run["name"], "half-of-8"])
+    assert "half-of-8: task half of run " + flow_run["name"] in told.output
 
 
 def test_explain_tells_the_run_and_a_task(state_dir: Path, fresh: LocalCluster) -> None:

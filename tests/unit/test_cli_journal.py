@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deepflow.cli import main
-from deepflow.decide.events import CodecChoice, Moved
+from deepflow.decide.events import CodecChoice, Moved, RunNamed, TasksNamed
+from deepflow.decide.trail import Trail
 from deepflow.observe.journal import JournalWriter
 from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
 from deepflow.sim.engine import simulate
@@ -127,6 +128,45 @@ def test_explain_tells_one_task_and_lists_several(journal: Path) -> None:
     )
     assert story["task"] == "fit"
     assert story["wait_s"] == pytest.approx(story["started_s"] - story["ready_s"])
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory of a machine on which the run was, under the names that Prefect gave."""
+    monkeypatch.setenv("DEEPFLOW_STATE_DIR", str(tmp_path))
+    (tmp_path / "journals").mkdir()
+    events = simulate(WORKLOAD, CLUSTER, seed=0).events
+    (fit,) = (task.key for task in Trail.of(events).tasks.values() if task.task == "fit")
+    with JournalWriter(tmp_path / "journals" / "run-7.journal.zst", clock="unix") as writer:
+        writer.write(RunNamed(1.79e9, "run-7", "sapphire-owl", "train"))
+        writer.write_all(events)
+        writer.write(TasksNamed(1.79e9, fit, (("019b-cccc-4", "fit-13"),)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("run", ["sapphire-owl", "train", "run-7", "sapph"])
+def test_explain_and_replay_know_runs_and_tasks_by_prefects_names(named: Path, run: str) -> None:
+    whole = deepflow("explain", run)
+    assert whole.exit_code == 0, whole.output
+    assert "sapphire-owl of flow train" in whole.output
+    assert "(id run-7)" in whole.output
+    for name in ("fit-13", "019b-cccc-4", "019b-cc"):
+        one = deepflow("explain", run, name)
+        assert "fit-13: task fit of run sapphire-owl, flow train" in one.output
+        assert "Task run 019b-cccc-4, Dask key " in one.output
+    again = deepflow("replay", run, "--policy", "eft", "--seeds", "1")
+    assert again.exit_code == 0, again.output
+    assert "as it was" in again.output
+
+
+def test_without_any_journal_it_is_said_where_they_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPFLOW_STATE_DIR", str(tmp_path / "none"))
+    for arguments in (("explain", "train"), ("replay", "train", "--policy", "eft")):
+        done = deepflow(*arguments)
+        assert "no flow run has left a journal in" in done.output
+        assert "Traceback" not in done.output
 
 
 def test_explain_says_what_it_does_not_find(journal: Path, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from deepflow.decide.events import (
     Held,
     Moved,
     Placed,
+    RunNamed,
     Started,
     Submitted,
+    TasksNamed,
     Transferred,
     WorkerJoined,
 )
@@ -34,6 +36,7 @@ from deepflow.observe.explain import (
     longest_waits,
     move_summaries,
     reasons_it_waited,
+    runs_in_words,
     story_of,
     task_summaries,
 )
@@ -174,6 +177,8 @@ def test_runs_and_tasks_are_found_by_what_people_call_them() -> None:
     assert find_runs(trail, "train") == ("run-one",)
     with pytest.raises(JournalError, match=r"begins the names of 2 runs .*say more"):
         find_runs(trail, "run-")
+    again = [*events(), Submitted(90.0, "d-1", "d", "train", "run-three")]
+    assert find_runs(Trail.of(again), "train") == ("run-three",)
     with pytest.raises(JournalError, match="did you mean 'predict'"):
         find_runs(trail, "predcit")
     assert [task.key for task in find_tasks(trail, "a")] == ["a-1", "a-2"]
@@ -181,6 +186,63 @@ def test_runs_and_tasks_are_found_by_what_people_call_them() -> None:
     assert [task.key for task in find_tasks(trail, "-1")] == ["a-1", "b-1", "c-1"]
     with pytest.raises(JournalError, match="its tasks are: a, b, c"):
         find_tasks(trail, "z")
+
+
+def named() -> list[Event]:
+    return [
+        RunNamed(0.0, "run-one", "sapphire-owl", "train"),
+        *events(),
+        TasksNamed(21.0, "a-1", (("019a-aaaa-1", "a-12"),)),
+        TasksNamed(21.0, "a-2", (("019a-bbbb-2", "a-13"), ("019a-bbbb-3", "a-14"))),
+        TasksNamed(21.0, "b-1", (("019b-cccc-4", "weekly total"),)),
+    ]
+
+
+def test_tasks_are_found_by_the_names_and_ids_of_their_runs() -> None:
+    trail = Trail.of(named())
+    assert find_runs(trail, "sapphire-owl") == find_runs(trail, "sapphire") == ("run-one",)
+    for wanted, keys in {
+        "a-13": ["a-2"],
+        "019a-bbbb-3": ["a-2"],
+        "019b-c": ["b-1"],
+        "weekly total": ["b-1"],
+        "weekly": ["b-1"],
+        "a": ["a-1", "a-2"],
+        "a-1": ["a-1"],  # a Dask key, and the beginning of names
+        "b-1": ["b-1"],
+    }.items():
+        assert [task.key for task in find_tasks(trail, wanted)] == keys, wanted
+    with pytest.raises(JournalError, match=r"begins the ids of 2 task runs .*say more"):
+        find_tasks(trail, "019a-bbbb")
+    with pytest.raises(JournalError, match="did you mean 'weekly total'"):
+        find_tasks(trail, "weakly totals")
+
+
+def test_people_are_shown_names_and_no_keys() -> None:
+    trail = Trail.of(named())
+    (wait,) = longest_waits(trail, 10)
+    assert (wait.name, wait.key) == ("weekly total", "b-1")
+    story = story_of(trail, "a-2")
+    assert story.name == "a-13 … a-14 (2 runs)"
+    assert story.runs == (("019a-bbbb-2", "a-13"), ("019a-bbbb-3", "a-14"))
+    assert story.run_name == "sapphire-owl"
+    assert runs_in_words(trail) == "train, run sapphire-owl"
+    assert "| weekly total |" in flow_report_markdown(trail)
+    lacking = Trail.of(
+        [
+            Submitted(0.0, "a-1", "a", "f", "r"),
+            Submitted(0.0, "b-1", "b", "f", "r", ("a-1",)),
+            TasksNamed(1.0, "a-1", (("id", "a-77"),)),
+        ]
+    )
+    (reason,) = reasons_it_waited(lacking, lacking.tasks["b-1"])
+    assert reason.text == "it never became ready: a-77 did not finish"
+
+
+def test_where_a_log_has_no_names_ids_and_keys_take_their_place() -> None:
+    trail = Trail.of(events())
+    assert story_of(trail, "b-1").name == "b-1"
+    assert runs_in_words(trail) == "train, run run-one"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from deepflow.decide.events import (
     Held,
     Moved,
     Placed,
+    RunNamed,
     Started,
     Submitted,
+    TasksNamed,
     Transferred,
     WorkerJoined,
     WorkerLeft,
@@ -28,6 +30,7 @@ from deepflow.errors import JournalError
 from deepflow.observe.journal import (
     JournalRing,
     JournalWriter,
+    find_journal,
     iter_journal,
     newest_journal,
     read_header,
@@ -35,6 +38,7 @@ from deepflow.observe.journal import (
 )
 
 EVENTS: tuple[Event, ...] = (
+    RunNamed(0.0, "run", "sapphire-owl", "flow"),
     WorkerJoined(0.0, "w-0", "big", 2, 2**34, "h", "r", "z", "cloud", (("GPU", 1.0),)),
     Submitted(0.5, "a-1", "a", "flow", "run", (), 10, (("GPU", 0.5),), 0.0, 3, 7),
     Submitted(0.5, "b-1", "b", "flow", "run", ("a-1",), soft_gpu=1.0),
@@ -50,6 +54,7 @@ EVENTS: tuple[Event, ...] = (
         (CodecChoice("pco", 2, 0.1, 0.4, 0.2, "4.0 times faster than raw"),),
     ),
     WorkerLeft(3.0, "w-0", "killed"),
+    TasksNamed(4.0, "a-1", (("id-1", "a-0"), ("id-2", "a-1"))),
 )
 NAMES = ["run.journal", "run.journal.zst"]
 
@@ -65,6 +70,57 @@ def test_every_kind_of_event_comes_back_as_it_was(tmp_path: Path, name: str) -> 
     path = written(tmp_path / name)
     assert read_journal(path) == EVENTS
     assert read_header(path).clock == "virtual"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_journals_of_older_versions_are_read(tmp_path: Path, version: int) -> None:
+    lines = written(tmp_path / "new.journal", EVENTS[1:-1]).read_bytes().split(b"\n", 1)
+    old = tmp_path / "old.journal"
+    old.write_bytes(lines[0].replace(b'"version":3', b'"version":%d' % version) + b"\n" + lines[1])
+    assert read_header(old).version == version
+    assert read_journal(old) == EVENTS[1:-1]
+
+
+def journal_of(folder: Path, run: str, name: str, flow: str, at_s: float) -> Path:
+    """A journal as a flow run leaves it; without a name, as older versions did."""
+    named = [RunNamed(at_s, run, name, flow)] if name else []
+    path = folder / f"{run}.journal.zst"
+    written(path, (*named, Submitted(at_s, f"{run}-a-1", "a", flow, run)))
+    os.utime(path, (at_s, at_s))
+    return path
+
+
+def test_the_journal_of_a_run_is_found_by_what_people_call_the_run(tmp_path: Path) -> None:
+    old = journal_of(tmp_path, "0190-old", "", "ancient", 5.0)
+    first = journal_of(tmp_path, "0195-aa", "sapphire-owl", "etl", 10.0)
+    second = journal_of(tmp_path, "0195-ab", "crimson-fox", "etl", 20.0)
+    third = journal_of(tmp_path, "0196-ac", "sapphire-cat", "train", 30.0)
+    (tmp_path / "damaged.journal").write_bytes(b"not a journal\n")
+    for wanted, found in {
+        "sapphire-owl": first,
+        "0195-aa": first,
+        "etl": second,
+        "crimson": second,
+        "0196": third,
+        "train": third,
+        "ancient": old,
+        "0190-o": old,
+    }.items():
+        assert find_journal(tmp_path, wanted) == found, wanted
+    assert find_journal(first, "whatever") == first
+
+
+def test_what_names_no_run_or_several_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="no journal in"):
+        find_journal(tmp_path, "etl")
+    journal_of(tmp_path, "0195-aa", "sapphire-owl", "etl", 10.0)
+    journal_of(tmp_path, "0196-ac", "sapphire-cat", "train", 30.0)
+    with pytest.raises(JournalError, match=r"2 runs .*sapphire-owl, sapphire-cat.*say more"):
+        find_journal(tmp_path, "sapphire")
+    with pytest.raises(JournalError, match="did you mean 'sapphire-owl'"):
+        find_journal(tmp_path, "saphire-owl")
+    with pytest.raises(JournalError, match="there are: sapphire-cat, sapphire-owl"):
+        find_journal(tmp_path, "zzzz")
 
 
 @pytest.mark.parametrize("name", NAMES)
