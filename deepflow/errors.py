@@ -2,6 +2,7 @@
 
     DeepflowError
     ├── ConfigurationError        ValueError       a setting or argument that cannot be
+    │   └── UnknownArgumentError  TypeError        an argument that nobody takes
     ├── HintError                 ValueError       a hint misspelt or with an impossible value
     │   └── UnplaceableError                       a valid hint that no worker on offer can meet
     ├── ClusterUnreachableError   ConnectionError  no scheduler answers at the address
@@ -44,6 +45,7 @@ __all__ = [
     "RemoteTaskError",
     "StoredResultError",
     "TaskCancelledError",
+    "UnknownArgumentError",
     "UnpicklableResultError",
     "UnplaceableError",
     "UnresolvedInputError",
@@ -58,6 +60,10 @@ class DeepflowError(Exception):
 
 class ConfigurationError(DeepflowError, ValueError):
     """A setting, or an argument of the runner or a cluster, cannot be what it is."""
+
+
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """An argument that nobody takes, most often a misspelt one."""
 
 
 class HintError(DeepflowError, ValueError):

@@ -51,6 +51,7 @@ __all__ = [
     "Near",
     "current_hints",
     "hints",
+    "in_binary_bytes",
     "label_resource",
     "parse_bytes",
     "parse_label_resource",
@@ -110,6 +111,14 @@ def parse_bytes(size: int | float | str) -> int:
     if not math.isfinite(n_bytes) or n_bytes < 1:
         raise HintError(f"{size!r} is not a size; it must be at least one byte and finite")
     return int(n_bytes)
+
+
+def in_binary_bytes(n_bytes: float) -> str:
+    """A size as `parse_bytes` reads it and a person writes it: ``4 GiB``, ``900 TiB``."""
+    for unit, size in (("PiB", 1024**5), ("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.4g} {unit}"
+    return f"{n_bytes / 1024:.4g} KiB" if n_bytes >= 1024 else f"{n_bytes:.4g} B"
 
 
 def label_resource(key: str, value: str) -> str:
@@ -230,7 +239,7 @@ class Hints:
         if self.gpu != "soft":
             put(self, "gpu", _amount("gpu", self.gpu, zero=True, or_word='"soft"'))
         if self.memory is not None:
-            put(self, "memory", parse_bytes(self.memory))
+            put(self, "memory", _memory(self.memory))
         put(self, "resources", _resources(self.resources))
         put(self, "worker_class", _worker_class(self.worker_class))
         put(self, "labels", _labels(self.labels))
@@ -447,6 +456,13 @@ def _amount(name: str, value: object, *, zero: bool, or_word: str = "") -> float
         allowed = "a finite number from 0 on" if zero else "a finite number above 0"
         raise HintError(f"{name}={value!r} must be {allowed}{' or ' + or_word if or_word else ''}")
     return number
+
+
+def _memory(size: int | float | str) -> int:
+    try:
+        return parse_bytes(size)
+    except HintError as error:
+        raise HintError(f"memory={error}") from None
 
 
 def _pairs(name: str, value: object) -> list[tuple[Any, Any]]:

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import os
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from annotated_types import Ge, Gt, Le
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -28,8 +31,12 @@ from pydantic_settings import (
 )
 
 from deepflow.decide.compression import parse_compression
-from deepflow.decide.place.registry import DEFAULT_POLICY
+from deepflow.decide.place.registry import DEFAULT_POLICY, policy_named
+from deepflow.decide.transport import address_fault
 from deepflow.errors import ConfigurationError, nearest
+
+if typing.TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = ["Settings", "load_settings", "setting_sources"]
 
@@ -39,8 +46,6 @@ DEFAULT_FILE: Final = "deepflow.toml"
 _NESTED: Final = "__"
 _OTHER_VARIABLES: Final = frozenset({ENV_CONFIG, "DEEPFLOW_PICTURES"})
 """Variables of ours that are no settings; the second is where tests keep their pictures."""
-
-_ADDRESS_SCHEMES: Final = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "inproc", "auto")
 
 Source = Literal["default", "file", "environment", "argument"]
 
@@ -221,17 +226,16 @@ class Settings(BaseSettings):
     @field_validator("address")
     @classmethod
     def _address_is_one(cls, address: str | None) -> str | None:
-        if address is None:
-            return None
-        scheme, separator, rest = address.partition("://")
-        if separator and scheme not in _ADDRESS_SCHEMES:
-            raise ValueError(
-                f"{address!r} has the scheme {scheme!r}, which Dask does not speak; "
-                f"use one of {', '.join(_ADDRESS_SCHEMES)}"
-            )
-        if not (rest if separator else address).strip():
-            raise ValueError(f"{address!r} names no host; write tcp://host:port")
+        fault = None if address is None else address_fault(address)
+        if fault is not None:
+            raise ValueError(fault)
         return address
+
+    @field_validator("placement")
+    @classmethod
+    def _placement_is_known(cls, placement: str) -> str:
+        policy_named(placement)
+        return placement
 
     @field_validator("compression")
     @classmethod
@@ -279,7 +283,9 @@ def load_settings(**arguments: Any) -> Settings:
     try:
         return Settings(**arguments)
     except ValidationError as error:
-        raise ConfigurationError(_in_words(error, setting_sources(arguments))) from error
+        words = _in_words(error, setting_sources(arguments))
+    # Not within the handler: what pydantic says would be printed before it, and says less.
+    raise ConfigurationError(words)
 
 
 def setting_sources(arguments: Iterable[str] = ()) -> dict[str, Source]:
@@ -307,7 +313,7 @@ def _config_path(environment: Mapping[str, str]) -> Path | None:
         return path
     if named:
         raise ConfigurationError(
-            f"{ENV_CONFIG}={named!r} is no file; give the path of a TOML file or unset it"
+            f"{ENV_CONFIG}={named!r} is no file; give the path of a TOML file, or unset it"
         )
     return None
 
@@ -318,7 +324,10 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigurationError(f"{path} cannot be read as TOML ({error}); correct it") from error
+        raise ConfigurationError(
+            f"{path} cannot be read as TOML ({error}); correct it, or name another file with "
+            f"{ENV_CONFIG}"
+        ) from None
 
 
 def _refuse_unknown(said: Mapping[str, object], *, where: str) -> None:
@@ -347,14 +356,68 @@ def _advice(name: str, known: tuple[str, ...]) -> str:
 
 
 def _in_words(error: ValidationError, sources: Mapping[str, Source]) -> str:
-    """pydantic's findings, each as setting, value, where it was said and what is wrong."""
-    lines = []
+    """pydantic's findings, each as setting, value, where it was said, and what would be right."""
+    found = []
     for finding in error.errors(include_url=False):
         name = ".".join(str(part) for part in finding["loc"])
-        message = finding["msg"].removeprefix("Value error, ")
         if not name:
-            lines.append(message)
+            found.append(finding["msg"].removeprefix("Value error, "))
             continue
         source = sources.get(name.partition(".")[0], "default")
-        lines.append(f"{name}={finding['input']!r} (from {source}): {message}")
-    return "; ".join(lines)
+        cause = _cause(finding, Settings.model_fields.get(name))
+        said = f"{name}={finding['input']!r}"
+        cause = cause.removeprefix(f"{said} ")
+        goes_on = cause.startswith(("is ", "has ", "names ", "cannot "))
+        found.append(f"{said} (from {source}){' ' if goes_on else ': '}{cause}")
+    return "; ".join(found)
+
+
+_NO_VALUE: Final = {
+    "int": "is no whole number",
+    "float": "is no number",
+    "bool": "is neither true nor false",
+    "string": "is no text",
+    "path": "is no path",
+}
+"""What is wrong, by the first word of pydantic's type of error."""
+
+
+def _cause(finding: ErrorDetails, field: FieldInfo | None) -> str:
+    """Why a value cannot be, and which could."""
+    kind = finding["type"]
+    if kind in ("value_error", "assertion_error"):
+        return finding["msg"].removeprefix("Value error, ")
+    choices = _choices(field)
+    if choices:
+        close = nearest(str(finding["input"]), choices)
+        meant = f"did you mean {close!r}?" if close else ""
+        return f"is none of {', '.join(choices)}; {meant or 'choose one of them'}"
+    wrong = _NO_VALUE.get(kind.partition("_")[0], "")
+    if kind == "string_too_short":
+        wrong = "is empty"
+    elif not wrong:
+        wrong = finding["msg"]
+    return f"{wrong}; {_remedy(field)}"
+
+
+def _choices(field: FieldInfo | None) -> tuple[str, ...]:
+    """The values of a setting that has a few; empty for others."""
+    if field is None or typing.get_origin(field.annotation) is not Literal:
+        return ()
+    return typing.get_args(field.annotation)
+
+
+def _remedy(field: FieldInfo | None) -> str:
+    """What to give, with the bounds."""
+    if field is None:
+        return "correct it"
+    annotation = str(field.annotation)
+    what = "a whole number" if "int" in annotation else "a number"
+    if "bool" in annotation:
+        return "give true or false"
+    if "int" not in annotation and "float" not in annotation:
+        return "give text"
+    least = next((f"from {bound.ge}" for bound in field.metadata if isinstance(bound, Ge)), "")
+    least = next((f"above {b.gt}" for b in field.metadata if isinstance(b, Gt)), least)
+    most = next((f"up to {bound.le}" for bound in field.metadata if isinstance(bound, Le)), "")
+    return " ".join(part for part in ("give", what, least, most) if part)

@@ -13,9 +13,10 @@ from typing import Final
 from distributed.security import Security
 
 from deepflow.decide.transport import AUTO
-from deepflow.errors import ConfigurationError
+from deepflow.errors import ConfigurationError, nearest
 
-__all__ = ["CA_FILE", "CERT_FILE", "GENERATED", "KEY_FILE", "security_of", "write_certificates"]
+__all__ = ["CA_FILE", "CERT_FILE", "GENERATED", "KEY_FILE", "check_tls"]
+__all__ += ["security_of", "write_certificates"]
 
 GENERATED: Final = "generated"
 """The setting's value for certificates that are made for one embedded cluster and kept nowhere."""
@@ -37,6 +38,28 @@ def security_of(tls: str | None, *, address: str | None = None) -> Security | No
     """
     if tls is None:
         return None
+    check_tls(tls, address=address)
+    if tls == GENERATED:
+        made: Security = Security.temporary()
+        return made
+    folder = Path(tls).expanduser()
+    ca, cert, key = (str(folder / name) for name in (CA_FILE, CERT_FILE, KEY_FILE))
+    return Security(
+        require_encryption=True,
+        tls_ca_file=ca,
+        tls_client_cert=cert,
+        tls_client_key=key,
+        tls_scheduler_cert=cert,
+        tls_scheduler_key=key,
+        tls_worker_cert=cert,
+        tls_worker_key=key,
+    )
+
+
+def check_tls(tls: str | None, *, address: str | None = None) -> None:
+    """Refuse what `security_of` could make nothing of; arguments and errors as there."""
+    if tls is None:
+        return
     if address is not None:
         scheme = address.partition("://")[0] if "://" in address else "tcp"
         if scheme not in ("tls", "wss", AUTO):
@@ -52,27 +75,21 @@ def security_of(tls: str | None, *, address: str | None = None) -> Security | No
                 f"{CA_FILE}, {CERT_FILE} and {KEY_FILE}"
             )
     if tls == GENERATED:
-        made: Security = Security.temporary()
-        return made
+        return
     folder = Path(tls).expanduser()
-    paths = {name: folder / name for name in (CA_FILE, CERT_FILE, KEY_FILE)}
-    for path in paths.values():
+    if not folder.is_dir():
+        close = nearest(tls, (GENERATED,))
+        meant = f"did you mean {close!r}? " if close else ""
+        raise ConfigurationError(
+            f"tls={tls!r}: there is no folder {folder}; {meant}`deepflow certificates {tls}` makes "
+            f"it with all three files, and tls={GENERATED!r} needs none"
+        )
+    for path in (folder / name for name in (CA_FILE, CERT_FILE, KEY_FILE)):
         if not os.access(path, os.R_OK):
             raise ConfigurationError(
                 f"tls={tls!r}: there is no readable {path}; `deepflow certificates {tls}` makes "
                 f"all three files, and tls={GENERATED!r} needs none"
             )
-    ca, cert, key = (str(paths[name]) for name in (CA_FILE, CERT_FILE, KEY_FILE))
-    return Security(
-        require_encryption=True,
-        tls_ca_file=ca,
-        tls_client_cert=cert,
-        tls_client_key=key,
-        tls_scheduler_cert=cert,
-        tls_scheduler_key=key,
-        tls_worker_cert=cert,
-        tls_worker_key=key,
-    )
 
 
 def write_certificates(folder: Path) -> list[Path]:

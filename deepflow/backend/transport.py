@@ -7,32 +7,40 @@ Dask's own means, so that what is measured is what will be used.
 from __future__ import annotations
 
 import asyncio
+import socket
 import statistics
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from distributed.comm.core import connect
 from distributed.core import send_recv
 from distributed.protocol.serialize import to_serialize
 
-from deepflow.decide.transport import AUTO, Trial, candidates, choose
+from deepflow.decide.transport import AUTO, Trial, candidates, choose, endpoint
 from deepflow.errors import ClusterUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from distributed.comm.core import Comm
     from distributed.security import Security
 
-__all__ = ["Choice", "is_auto", "pick", "pick_now", "try_address"]
+__all__ = ["Choice", "is_auto", "pick", "pick_now", "reach_now", "try_address"]
+
+T = TypeVar("T")
 
 TIMEOUT_S: Final = 5.0
 _ECHOED_BYTES: Final = 1 << 20
 _TIMES: Final = 5
 _GRACE_S: Final = 1.0
 """For the other ways, once one has answered."""
+_STARTING_S: Final = 5.0
+"""How long a scheduler of this machine may take to listen, and a name to become known."""
+_LOOK_EVERY_S: Final = 0.2
+_DASHBOARD_PORT: Final = 8787
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +176,102 @@ def _in_words(exc: BaseException) -> str:
     return f"{type(cause).__name__}: {cause}".strip().rstrip(":")
 
 
+async def reach(address: str, security: Security | None, timeout_s: float) -> None:
+    """Return once a scheduler answers at an address.
+
+    It may be starting, so it is given time: `timeout_s`, but only a few seconds where this very
+    machine refuses the connection or the host's name is not known. `ClusterUnreachableError` says
+    why, and how long was waited. Addresses without a socket are not looked at.
+    """
+    found = endpoint(address)
+    if found is None:
+        return
+    host, port = found
+    began_s = time.monotonic()
+
+    def left_s() -> float:
+        return max(0.1, began_s + timeout_s - time.monotonic())
+
+    while True:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), left_s())
+            writer.close()
+            break
+        except (OSError, TimeoutError) as exc:
+            patience_s = timeout_s
+            if isinstance(exc, socket.gaierror) or (
+                isinstance(exc, ConnectionRefusedError) and _is_here(host)
+            ):
+                patience_s = min(_STARTING_S, timeout_s)
+            if time.monotonic() - began_s + _LOOK_EVERY_S > patience_s:
+                raise _unreachable(address, port, _why(exc), began_s) from None
+        await asyncio.sleep(_LOOK_EVERY_S)
+    arguments: dict[str, Any] = {}
+    if security is not None and _encrypts(security):
+        arguments = security.get_connection_args("client")
+    try:
+        comm, _ = await asyncio.wait_for(_greet(address, arguments, left_s()), left_s())
+    except Exception as exc:  # noqa: BLE001 - whatever the greeting fails of is said
+        raise _unreachable(address, port, _why(exc), began_s) from None
+    comm.abort()
+
+
+def _unreachable(address: str, port: int, why: str, began_s: float) -> ClusterUnreachableError:
+    waited_s = time.monotonic() - began_s
+    nearest = f" ({_DASHBOARD_PORT} is Dask's dashboard)" if port == _DASHBOARD_PORT else ""
+    return ClusterUnreachableError(
+        f"no Dask scheduler answers at {address}{nearest}: {why}; waited {waited_s:.1f} s. Start "
+        "one there (`dask scheduler`), or correct `address=` or DEEPFLOW_ADDRESS",
+        address=address,
+    )
+
+
+def _why(exc: BaseException) -> str:
+    """The cause in a few words."""
+    cause = exc.__cause__ or exc
+    if isinstance(cause, TimeoutError):
+        return "nothing that is a scheduler answered"
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused, nothing listens there"
+    if isinstance(cause, socket.gaierror):
+        return f"no host of this name is known ({cause.strerror})"
+    return _in_words(exc)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine."""
+    if host in ("localhost", socket.gethostname()):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def reach_now(address: str, security: Security | None, timeout_s: float) -> None:
+    """As `reach`, for callers that may have an event loop of their own."""
+    _in_own_loop(lambda: reach(address, security, timeout_s))
+
+
 def pick_now(address: str, security: Security | None, timeout_s: float = TIMEOUT_S) -> Choice:
     """As `pick`, for callers that may have an event loop of their own."""
-    found: list[Choice | BaseException] = []
+    return _in_own_loop(lambda: pick(address, security, timeout_s))
+
+
+def _in_own_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What a coroutine comes to, run on a thread of its own."""
+    found: list[T] = []
+    failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(asyncio.run(pick(address, security, timeout_s)))
+            found.append(asyncio.run(make()))
         except BaseException as exc:  # noqa: BLE001 - raised again by the waiting thread
-            found.append(exc)
+            failed.append(exc)
 
     thread = threading.Thread(target=run, name="deepflow-pick", daemon=True)
     thread.start()
     thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
+    if failed:
+        raise failed[0]
     return found[0]

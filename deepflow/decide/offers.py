@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from deepflow.decide.model import WorkerOffer
 from deepflow.errors import nearest
-from deepflow.hints import CLASS_LABEL, GPU_RESOURCE, Hints, label_resource
+from deepflow.hints import CLASS_LABEL, GPU_RESOURCE, Hints, in_binary_bytes, label_resource
 
 __all__ = ["Impossible", "impossible", "soft_gpu"]
-
-_GIB: Final = 1024**3
-_MIB: Final = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +142,13 @@ def _cpu_need(threads: float) -> _Need:
 
 def _memory_need(n_bytes: int) -> _Need:
     def explain(offers: Sequence[WorkerOffer]) -> tuple[str | None, str]:
-        found = _largest(offers, "memory", lambda offer: offer.memory_bytes or 0, show=_size)
+        found = _largest(
+            offers, "memory", lambda offer: offer.memory_bytes or 0, show=in_binary_bytes
+        )
         return (found, "lower memory or add a worker class with more")
 
     return _Need(
-        f"memory={_size(n_bytes)}",
+        f"memory={in_binary_bytes(n_bytes)}",
         lambda offer: offer.memory_bytes is None or offer.memory_bytes >= n_bytes,
         explain,
     )
@@ -169,9 +167,3 @@ def _largest(
     n_workers = sum(amount_of(offer) == most for offer in offers)
     on = "1 worker" if n_workers == 1 else f"{n_workers} workers"
     return f"largest: {name}={show(most)} on {on}"
-
-
-def _size(n_bytes: float) -> str:
-    if n_bytes >= _GIB:
-        return f"{n_bytes / _GIB:.4g} GiB"
-    return f"{n_bytes / _MIB:.4g} MiB"

@@ -19,7 +19,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from deepflow.decide.location import Holder, Location, WorkerPlace
-from deepflow.errors import ConfigurationError
+from deepflow.errors import ConfigurationError, nearest
 from deepflow.hints import Near
 from deepflow.locate.hdfs import HdfsResolver
 from deepflow.locate.hosts import HostResolver, lookup
@@ -157,7 +157,8 @@ class Locator:
                     (scheme, "unknown"),
                     "near-unknown",
                     f"There is no resolver for {scheme}://, so near={safe_text(near.value)} places "
-                    "nothing; see deepflow.locate.resolvers.register_resolver",
+                    f"nothing; {self._nearest_scheme(scheme)}, or add one with "
+                    "deepflow.register_resolver",
                 )
             return None
         try:
@@ -178,6 +179,12 @@ class Locator:
             self._open[key] = answer
         self._threads.run(lambda: self._resolve(resolver, near, key, answer))
         return _Asked(key, answer)
+
+    def _nearest_scheme(self, scheme: str) -> str:
+        """The scheme that was meant, or which there are."""
+        known = [name for name in self._resolvers if name not in ("host", "path")]
+        close = nearest(scheme, known)
+        return f"did you mean {close}://" if close else f"use one of {', '.join(known)}"
 
     def _resolve(
         self, resolver: Resolver, near: Near, key: _Key, answer: Future[Location | None]

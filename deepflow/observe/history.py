@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -32,7 +33,7 @@ from deepflow.observe import metrics
 
 T = TypeVar("T")
 
-__all__ = ["ForgivingHistory", "History", "Observation", "open_or_cold"]
+__all__ = ["ForgivingHistory", "History", "Observation", "check_target", "open_or_cold"]
 
 VERSION: Final = 1
 MAX_PER_CELL: Final = 200
@@ -277,6 +278,28 @@ class History:
             f"the history {self._source} cannot be used: {cause.strip()}; {remedy}",
             source=self._source,
         )
+
+
+def check_target(target: str | Path) -> None:
+    """Raise :class:`HistoryError` where no history could be kept at `target`; opens nothing."""
+    url = _url(target)
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return
+    path = Path(str(url.database)).absolute()
+    standing = next(one for one in (path, *path.parents) if one.exists())
+    if standing == path and not path.is_file():
+        cause = f"{path} is no file"
+    elif standing != path and not standing.is_dir():
+        cause = f"{standing} is no folder"
+    elif not os.access(standing, os.W_OK):
+        cause = f"nothing may be written to {standing}"
+    else:
+        return
+    raise HistoryError(
+        f"the history {url.render_as_string(hide_password=True)} cannot be used: {cause}; name a "
+        "file in a folder that can be written to",
+        source=url.render_as_string(hide_password=True),
+    )
 
 
 def _url(target: str | Path) -> sa.URL:

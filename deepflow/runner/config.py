@@ -9,12 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import distributed
 from prefect.utilities.importtools import from_qualified_name
 
+from deepflow.backend.clusters.guard import refuse_unguarded_flow
 from deepflow.decide.model import WorkerClass
 from deepflow.decide.place.policy import Policy
-from deepflow.decide.place.registry import policy_named
 from deepflow.errors import ConfigurationError
+from deepflow.runner.checks import (
+    check_address,
+    check_classes,
+    check_cluster,
+    check_cluster_class,
+    check_kwargs,
+    check_policy,
+    check_report_path,
+    check_settings,
+)
+from deepflow.settings import load_settings, setting_sources
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class RunnerConfig:
         local: Sequence[WorkerClass] | None,
         policy: str | Policy | None,
     ) -> RunnerConfig:
-        """Check and copy what a user passed."""
+        """Check what a user passed, and the settings in force, and copy the arguments."""
         if address and (cluster or cluster_class or cluster_kwargs or adapt_kwargs):
             raise ConfigurationError(
                 "Cannot specify `address` and "
@@ -74,15 +86,33 @@ class RunnerConfig:
                 raise ConfigurationError(
                     f"`{name}` cannot set `asynchronous`. This option is managed by Prefect."
                 )
-        if isinstance(cluster_class, str):
-            from_qualified_name(cluster_class)  # a misspelt name fails here, not in the flow
-        for worker_class in local or ():
-            if not isinstance(worker_class, WorkerClass):
-                raise ConfigurationError(
-                    f"`local` takes deepflow.WorkerClass values, not {worker_class!r}"
-                )
+        if address is not None:
+            check_address(address)
+        if cluster is not None:
+            check_cluster(cluster)
+        made_by = None if cluster_class is None else check_cluster_class(cluster_class)
+        check_kwargs(made_by, cluster_kwargs or {}, adapt_kwargs or {}, client_kwargs or {})
+        classes = None if local is None else check_classes(local)
         if policy is not None:
-            policy_named(policy)  # a misspelt name fails here, not in the flow
+            check_policy(policy)
+        if performance_report_path is not None:
+            check_report_path(performance_report_path)
+        settings = load_settings()
+        is_elsewhere = cluster or cluster_class or cluster_kwargs or local
+        check_settings(
+            settings,
+            setting_sources(),
+            address or (None if is_elsewhere else settings.address),
+        )
+        starts_processes = made_by is None or (
+            isinstance(made_by, type) and issubclass(made_by, distributed.LocalCluster)
+        )
+        if (
+            starts_processes
+            and not (address or cluster or (settings.address and not is_elsewhere))
+            and (cluster_kwargs or {}).get("processes") is not False
+        ):
+            refuse_unguarded_flow()
         return cls(
             cluster=cluster,
             address=address,
@@ -91,7 +121,7 @@ class RunnerConfig:
             adapt_kwargs=dict(adapt_kwargs or {}),
             client_kwargs={"set_as_default": False, **(client_kwargs or {})},
             performance_report_path=performance_report_path,
-            local=None if local is None else tuple(local),
+            local=classes,
             policy=policy,
         )
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import distributed
+from dask.utils import parse_timedelta
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
@@ -27,10 +28,11 @@ from prefect.tasks import Task
 from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.importtools import to_qualified_name
 
+from deepflow.backend.clusters.guard import refuse_unguarded_script
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
-from deepflow.backend.transport import is_auto, pick_now
+from deepflow.backend.transport import is_auto, pick_now, reach_now
 from deepflow.decide.events import Moved, TasksNamed
 from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
@@ -241,14 +243,17 @@ class Session:
             else:
                 connect_to = self.cluster = self._make_cluster()
                 self._adapt()
+        if isinstance(connect_to, str):
+            reach_now(connect_to, client_kwargs.get("security"), _patience_s(client_kwargs))
         try:
             client = DeepflowClient(connect_to, **client_kwargs)
         except OSError as exc:
+            # The chain behind it has a link for each of Dask's attempts, and this says the last.
             raise ClusterUnreachableError(
                 f"no Dask scheduler answers at {connect_to}: {exc}. Start one there "
                 "(`dask scheduler`), or correct `address=` or DEEPFLOW_ADDRESS",
                 address=str(connect_to),
-            ) from exc
+            ) from None
         self.client = self._stack.enter_context(client)
         plugin = DeepflowWorkerPlugin(
             this_process(), transfer_options(self.settings), tier_options(self.settings)
@@ -290,6 +295,9 @@ class Session:
                 return self._stack.enter_context(
                     local_cluster(config.local, **{**encrypted, **config.cluster_kwargs})
                 )
+        is_here = isinstance(make, type) and issubclass(make, distributed.LocalCluster)
+        if is_here and config.cluster_kwargs.get("processes") is not False:
+            refuse_unguarded_script()
         name = to_qualified_name(make)
         self.logger.info(f"Creating a new Dask cluster with `{name}`")
         try:
@@ -617,6 +625,12 @@ def close_nested(events_topic: str) -> list[TasksNamed]:
     with _nested_lock:
         closing = [s.pop(events_topic) for s in _nested_sessions.values() if events_topic in s]
     return [named for session in closing for named in session.close_nested()]
+
+
+def _patience_s(client_kwargs: Mapping[str, Any]) -> float:
+    """Seconds that connecting may take: the client's, else Dask's own."""
+    timeout = client_kwargs.get("timeout") or dask.config.get("distributed.comm.timeouts.connect")
+    return float(parse_timedelta(timeout, default="s"))
 
 
 def _ambient_address() -> str | None:

@@ -9,10 +9,11 @@ own Dask client, and what it has to say about task runs goes to the driver of th
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import distributed
 from prefect._flow_run_suspension import raise_if_flow_run_suspension_requested
@@ -23,8 +24,9 @@ from prefect.tasks import Task
 
 from deepflow.decide.model import WorkerClass
 from deepflow.decide.place.policy import Policy
-from deepflow.errors import GeneratorTaskError
+from deepflow.errors import DeepflowError, GeneratorTaskError
 from deepflow.runner.call import Call
+from deepflow.runner.checks import check_names
 from deepflow.runner.config import RunnerConfig
 from deepflow.runner.future import DeepflowFuture, DeepflowFutureList
 from deepflow.runner.serializer import (
@@ -65,13 +67,22 @@ class DeepflowTaskRunner(TaskRunner[Any]):
     Without arguments the runner starts an embedded cluster made for this machine.
 
     Raises:
-        ConfigurationError: (a `ValueError`) for arguments that exclude each other.
+        ConfigurationError: (a `ValueError`) for arguments and settings that cannot be; a misspelt
+            argument is an `UnknownArgumentError` (also a `TypeError`).
 
     Example:
         >>> @flow(task_runner=DeepflowTaskRunner())
         ... def my_flow():
         ...     return my_task.map(range(1000)).result()
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse misspelt arguments with the nearest, before Python does it without."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            known = [one.name for one in parameters if one.name != "self"]
+            check_names(kwargs, known, f"{cls.__name__} takes no argument")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -86,8 +97,8 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         local: Sequence[WorkerClass] | None = None,
         policy: str | Policy | None = None,
     ) -> None:
-        self._begin(
-            RunnerConfig.of(
+        try:
+            config = RunnerConfig.of(
                 cluster=cluster,
                 address=address,
                 cluster_class=cluster_class,
@@ -97,9 +108,10 @@ class DeepflowTaskRunner(TaskRunner[Any]):
                 performance_report_path=performance_report_path,
                 local=local,
                 policy=policy,
-            ),
-            _Live(),
-        )
+            )
+        except DeepflowError as error:
+            raise error.with_traceback(None) from None  # which check it was tells a user nothing
+        self._begin(config, _Live())
 
     def _begin(self, config: RunnerConfig, live: _Live, events_topic: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Prefect's is not annotated
@@ -213,7 +225,12 @@ class DeepflowTaskRunner(TaskRunner[Any]):
             with self._session_lock:
                 session = self._session
                 if session is None:
-                    session = self._connect()
+                    try:
+                        session = self._connect()
+                    except DeepflowError as error:
+                        # Where in here it was raised tells a user nothing, and every line of it is
+                        # printed twice: by Prefect's engine and by the script.
+                        raise error.with_traceback(None) from None
                     self._session = session
                     self._live.sessions.add(session)
         return session

@@ -12,6 +12,7 @@ EXAMPLES = [
     errors.DeepflowError("plain"),
     errors.ConfigurationError("bad value"),
     errors.HintError("bad hint"),
+    errors.UnknownArgumentError("adress"),
     errors.UnplaceableError("no gpu", wanted="gpu=2", nearest_offer="gpu=1"),
     errors.ClusterUnreachableError("nobody", address="tcp://10.0.0.1:8786"),
     errors.IncompatibleVersionError("too old"),

@@ -63,8 +63,14 @@ def test_nothing_is_kept_between_two_loads(monkeypatch) -> None:
     [
         ({"infra_retry": 2}, "unknown setting 'infra_retry' .argument.; did you mean 'infra_ret"),
         ({"infra_retries": -2}, r"infra_retries=-2 \(from argument\): .*greater than or equal"),
-        ({"shutdown_s": "x"}, "shutdown_s='x'"),
+        ({"shutdown_s": "x"}, r"shutdown_s='x' .* is no number; give a number above 0 up to 600"),
         ({"events": "some"}, "events='some'"),
+        ({"events": "coalese"}, "is none of coalesce, all; did you mean 'coalesce'"),
+        ({"journal": "perhaps"}, "give true or false"),
+        ({"placement": "hetf"}, "placement='hetf' .* did you mean 'heft'"),
+        ({"placement": ""}, "is empty; give text"),
+        ({"compression": "zst"}, "compression='zst' .*did you mean 'zstd'"),
+        ({"address": "127.0.0.1:8786x"}, "has the port '8786x'.* did you mean 127.0.0.1:8786"),
         ({"address": "http://x"}, "'http', which Dask does not speak; use one of tcp"),
         ({"address": "tcp://"}, "names no host"),
         ({"coalesce_after": 5000}, "lower coalesce_after or raise record_window_events"),
@@ -81,6 +87,8 @@ def test_a_wrong_argument_is_refused_with_what_to_do(arguments, words) -> None:
     [
         ("DEEPFLOW_INFRA_RETRIES", "many", r"infra_retries='many' \(from environment\)"),
         ("DEEPFLOW_ADRESS", "tcp://x", "DEEPFLOW_ADRESS; did you mean 'DEEPFLOW_ADDRESS'"),
+        ("DEEPFLOW_INFRA_RETRIES", "many", "is no whole number; give a whole number from 0 up to"),
+        ("DEEPFLOW_PLACEMENT", "hetf", "from environment.*did you mean 'heft'"),
         ("DEEPFLOW_CONFIG", "/no/such.toml", "is no file"),
     ],
 )
@@ -102,6 +110,13 @@ def test_a_wrong_file_is_refused_with_what_to_do(tmp_path, text, words) -> None:
     (tmp_path / "deepflow.toml").write_text(text)
     with pytest.raises(ConfigurationError, match=words):
         load_settings()
+
+
+def test_what_pydantic_says_is_not_printed_before_the_sentence() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(infra_retries="many")
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
 def test_settings_are_frozen_and_every_one_is_described() -> None:

@@ -21,8 +21,10 @@ from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
+from deepflow.backend.clusters.guard import refuse_unguarded_script
 from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
+from deepflow.hints import in_binary_bytes
 
 __all__ = ["MAX_PROCESSES", "UnlikeWorkersCluster", "local_cluster"]
 
@@ -40,7 +42,6 @@ _SAID_BY_CLASSES: Final = {
     "resources": "resources",
     "worker_class": "name",
 }
-_GIB: Final = 1024**3
 
 
 class _Patient(SpecCluster):
@@ -96,8 +97,11 @@ def local_cluster(
 
     ``cluster_kwargs`` are those of `LocalCluster`, and with classes all but the ones the classes
     say themselves. The dashboard listens on any free port of this host unless asked otherwise.
-    Raises :class:`ConfigurationError` for what this machine cannot do.
+    Raises :class:`ConfigurationError` for what this machine cannot do, and where the calling script
+    would be run again by each of the workers.
     """
+    if cluster_kwargs.get("processes") is not False:
+        refuse_unguarded_script()
     cluster_kwargs.setdefault("dashboard_address", "127.0.0.1:0")
     if classes is None:
         return AlikeWorkersCluster(  # type: ignore[no-untyped-call]
@@ -140,8 +144,8 @@ def _checked(classes: Sequence[WorkerClass]) -> tuple[WorkerClass, ...]:
         if worker_class.memory != "auto" and worker_class.memory > MEMORY_LIMIT:
             raise ConfigurationError(
                 f"worker class {worker_class.name!r} asks for memory="
-                f"{worker_class.memory / _GIB:.4g} GiB a worker, but this machine has "
-                f'{MEMORY_LIMIT / _GIB:.4g} GiB; lower it or leave it at "auto"'
+                f"{in_binary_bytes(worker_class.memory)} a worker, but this machine has "
+                f'{in_binary_bytes(MEMORY_LIMIT)}; lower it or leave it at "auto"'
             )
     if not any(worker_class.count for worker_class in classes):
         raise ConfigurationError(
