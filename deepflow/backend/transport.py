@@ -172,8 +172,15 @@ def _encrypts(security: Security | None) -> bool:
 
 
 def _in_words(exc: BaseException) -> str:
-    cause = exc.__cause__ or exc
+    cause = _root(exc)
     return f"{type(cause).__name__}: {cause}".strip().rstrip(":")
+
+
+def _root(exc: BaseException) -> BaseException:
+    """What Dask's errors about a connection were raised from."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
 
 
 async def reach(address: str, security: Security | None, timeout_s: float) -> None:
@@ -228,7 +235,7 @@ def _unreachable(address: str, port: int, why: str, began_s: float) -> ClusterUn
 
 def _why(exc: BaseException) -> str:
     """The cause in a few words."""
-    cause = exc.__cause__ or exc
+    cause = _root(exc)
     if isinstance(cause, TimeoutError):
         return "nothing that is a scheduler answered"
     if isinstance(cause, ConnectionRefusedError):

@@ -18,6 +18,7 @@ from deepflow.errors import DeepflowError
 from deepflow.observe import metrics
 
 POLL_S = 0.5
+API_PATIENCE_S = 10.0
 RECORD_DEADLINE_S = 30.0
 
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -55,7 +56,8 @@ class DemoSummary:
     """Served by workers (to each other and to the driver), plus results that came inline with a
     report or through the scheduler."""
     worker_classes: Mapping[str, int]
-    ui_url: str
+    ui_url: str | None
+    """The flow run's page; None where the UI ends with the demo."""
     flow: Mapping[str, Any]
     """What the flow itself says about its run."""
 
@@ -74,11 +76,15 @@ def worker_classes_for(n_cores: int, has_gpu: bool) -> tuple[WorkerClass, ...]:
 
 @contextmanager
 def api() -> Iterator[tuple[str, bool]]:
-    """The Prefect API to use as `(url, is_ours)`: the configured one, or a server for the while."""
+    """The Prefect API to use as `(url, is_ours)`: the configured one, or a server for the while.
+
+    Raises `DemoError` where the configured one does not answer.
+    """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     configured = PREFECT_API_URL.value()
     if configured:
+        _check_api(str(configured))
         yield str(configured), False
         return
     from deepflow.runner.server import EmbeddedServer
@@ -89,6 +95,24 @@ def api() -> Iterator[tuple[str, bool]]:
         stack.enter_context(_environment("PREFECT_API_URL", server.api_url))
         stack.enter_context(temporary_settings(updates={PREFECT_API_URL: server.api_url}))
         yield server.api_url, True
+
+
+def _check_api(url: str) -> None:
+    """Ask the configured API how it is."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True, httpx_settings={"timeout": API_PATIENCE_S}) as client:
+        failed = client.api_healthcheck()
+    if failed is not None:
+        raise DemoError(
+            f"no Prefect API answers at PREFECT_API_URL={url} ({_cause(failed)}); start it "
+            "(`prefect server start`), correct the address (it ends in /api), or unset it: then "
+            "the demo brings a server of its own"
+        )
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 @contextmanager
@@ -105,12 +129,18 @@ def _environment(name: str, text: str) -> Iterator[None]:
 
 
 def run_demo(
-    size: str, api_url: str, *, is_compared: bool, tell: Callable[[Progress | None], None]
+    size: str,
+    api_url: str,
+    *,
+    is_compared: bool,
+    is_ui_kept: bool,
+    tell: Callable[[Progress | None], None],
 ) -> DemoSummary:
     """Run the flow on a local cluster of two worker classes, then alone in one process.
 
-    `tell` is called from another thread whenever the progress changes. Raises `DemoError` when the
-    flow run does not end `Completed` in the server.
+    `is_ui_kept`: the API's server outlives the demo, so a link to it is of use. `tell` is called
+    from another thread whenever the progress changes. Raises `DemoError` when the flow run does not
+    end `Completed` in the server.
     """
     from prefect.settings import PREFECT_UI_URL
 
@@ -170,7 +200,7 @@ def run_demo(
         speed_up=None if one_process_s is None else one_process_s / wall_s,
         wire_bytes=wire_bytes,
         worker_classes={one.name: one.count for one in classes},
-        ui_url=f"{ui_url}/runs/flow-run/{flow_run_id}",
+        ui_url=f"{ui_url}/runs/flow-run/{flow_run_id}" if is_ui_kept else None,
         flow=result.as_dict(),
     )
 
@@ -222,22 +252,30 @@ class _Server:
         self._api_url = api_url
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
-        import httpx
-
-        reply = httpx.get(f"{self._api_url}/flow_runs/{flow_run_id}", timeout=30)
-        run: dict[str, Any] = reply.raise_for_status().json()
+        run: dict[str, Any] = self._ask("GET", f"/flow_runs/{flow_run_id}", None)
         return run
 
     def count(self, flow_run_id: str, state: str | None = None) -> int:
         """Task runs of the flow run, in all or in one state."""
-        import httpx
-
         asked: dict[str, Any] = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
         if state is not None:
             asked["task_runs"] = {"state": {"type": {"any_": [state]}}}
-        reply = httpx.post(f"{self._api_url}/task_runs/count", json=asked, timeout=30)
-        n: int = reply.raise_for_status().json()
+        n: int = self._ask("POST", "/task_runs/count", asked)
         return n
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        """Raises `DemoError` where the server does not answer, or refuses."""
+        import httpx
+
+        try:
+            reply = httpx.request(method, f"{self._api_url}{path}", json=body, timeout=30)
+            return reply.raise_for_status().json()
+        except httpx.HTTPError as error:
+            cause = _cause(error)
+        raise DemoError(
+            f"the Prefect server at {self._api_url} did not answer {path} ({cause}); "
+            "its log tells why"
+        )
 
     def wait_for_records(self, flow_run_id: str, deadline_s: float) -> dict[str, int]:
         """Task runs by final state, once none is on its way any more or the deadline has passed."""
@@ -255,8 +293,6 @@ def _watched(
     server: _Server, run_ids: list[str], tell: Callable[[Progress | None], None]
 ) -> Iterator[None]:
     """Ask the server now and then how far the flow run is, on a thread, while the block runs."""
-    import httpx
-
     ended = threading.Event()
 
     def watch() -> None:
@@ -266,7 +302,7 @@ def _watched(
             try:
                 n_known = server.count(run_ids[-1])
                 n_done = server.count(run_ids[-1], "COMPLETED")
-            except httpx.HTTPError:
+            except DemoError:
                 continue  # a server too busy to answer; the flow itself tells if it is gone
             tell(Progress("running the flow", n_done, n_known))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from typing import Any
 
 import click
 
-from deepflow.errors import DeepflowError
+from deepflow.errors import DeepflowError, nearest
 
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
@@ -41,7 +42,33 @@ class _Rooms(click.Group):
         try:
             return super().invoke(ctx)
         except DeepflowError as error:
-            raise click.ClickException(str(error)) from error
+            raise _Refused(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read has gone, as `head` does: click's affair
+                raise
+            raise _Refused(_in_words(error)) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = nearest(args[0], tuple(_COMMANDS)) if args else None
+            if close is None:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close!r}?", ctx) from error
+
+
+class _Refused(click.ClickException):
+    """An error of ours: what was asked for cannot be. The status is that of click's own errors."""
+
+    exit_code = 2
+
+
+def _in_words(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; check the path and your rights there"
 
 
 @click.group(cls=_Rooms, context_settings={"help_option_names": ["-h", "--help"]})

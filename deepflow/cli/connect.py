@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from deepflow.cli._output import as_json, print_json, print_table
-from deepflow.decide.transport import AUTO
+from deepflow.decide.transport import AUTO, address_fault
 from deepflow.observe.explain import in_seconds
 from deepflow.settings import load_settings
 
@@ -37,6 +37,9 @@ def command(address: str | None, tls: str | None, timeout_s: float, is_json: boo
         raise ConfigurationError(
             f"no address to try: name one, such as {AUTO}://head-node, or set DEEPFLOW_ADDRESS"
         )
+    fault = address_fault(address)
+    if fault is not None:
+        raise ConfigurationError(f"{address!r} {fault}")
     security = security_of(tls or settings.tls, address=address)
     if is_auto(address):
         choice = pick_now(address, security, timeout_s)

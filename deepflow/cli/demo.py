@@ -39,14 +39,21 @@ def command(size: str, keep: bool, no_compare: bool, is_json: bool) -> None:
     Starts what is missing (a Prefect server if PREFECT_API_URL is not set, a local cluster with two
     classes of workers), runs the flow, and prints what it took. Ends by itself.
     """
-    # Prefect reads this at its import: the summary is the message here, not a line per state.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # Prefect reads this at its import: the summary is the message here, not a line per state. Only
+    # the terminal is kept quiet, for the UI shows the flow run's log.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
     from deepflow.cli._demo_session import Progress, api, run_demo
 
     with _progress(is_shown=not is_json) as tell:
         tell(Progress("starting the Prefect server"))
         with api() as (api_url, is_ours):
-            summary = run_demo(size, api_url, is_compared=not no_compare, tell=tell)
+            summary = run_demo(
+                size,
+                api_url,
+                is_compared=not no_compare,
+                is_ui_kept=keep or not is_ours,
+                tell=tell,
+            )
             tell(None)
             if is_json:
                 print_json(asdict(summary))
@@ -56,7 +63,7 @@ def command(size: str, keep: bool, no_compare: bool, is_json: bool) -> None:
                 click.echo("The UI runs until Ctrl-C.", err=is_json)
                 _wait_for_interrupt()
             elif is_ours and not is_json:
-                click.echo("The UI ends with the demo; --keep leaves it running.")
+                click.echo("The UI has ended with the demo; --keep leaves it running.")
 
 
 @contextmanager
@@ -139,7 +146,8 @@ def _print_summary(summary: DemoSummary) -> None:
             "Slower than one process: fresh workers import their libraries within their time, and "
             f"at size {summary.size} on this machine that outweighs the work."
         )
-    click.echo(f"UI: {summary.ui_url}")  # outside the table: an address must not be folded
+    if summary.ui_url is not None:
+        click.echo(f"UI: {summary.ui_url}")  # outside the table: an address must not be folded
 
 
 def _wait_for_interrupt() -> None:

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,19 @@ def get(url: str) -> Any:
         return json.loads(reply.read())
 
 
+def logs_of(api_url: str, flow_run_id: str) -> list[str]:
+    """What the UI shows as the log of a flow run, once the last lines have come."""
+    asked = {"logs": {"flow_run_id": {"any_": [flow_run_id]}}, "sort": "TIMESTAMP_DESC"}
+    lines: list[str] = []
+    for _ in range(60):
+        reply = httpx.post(f"{api_url}/logs/filter", json=asked, timeout=10, trust_env=False)
+        lines = [one["message"] for one in reply.raise_for_status().json()]
+        if any("Finished in state" in line for line in lines):
+            break
+        time.sleep(0.5)
+    return lines
+
+
 def test_it_runs_the_flow_compares_and_ends_with_status_0(tmp_path: Path) -> None:
     done = subprocess.run(
         [*DEEPFLOW, "demo", "--size", "tiny", "--json"],
@@ -49,6 +63,21 @@ def test_it_runs_the_flow_compares_and_ends_with_status_0(tmp_path: Path) -> Non
     assert len(told["worker_classes"]) == 2
     assert told["speed_up"] == pytest.approx(told["one_process_wall_s"] / told["wall_s"])
     assert told["wire_bytes"] > 0
+    assert told["ui_url"] is None  # it has ended
+
+
+def test_an_api_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DEEPFLOW, "demo", "--size", "tiny"],
+        env=environment(tmp_path) | {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no Prefect API answers at PREFECT_API_URL=http://127.0.0.1:9/api" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_keep_leaves_the_ui_running_until_it_is_interrupted(tmp_path: Path) -> None:
@@ -81,6 +110,7 @@ def test_keep_leaves_the_ui_running_until_it_is_interrupted(tmp_path: Path) -> N
             api_url = told["ui_url"].split("/runs/")[0] + "/api"
             run = get(f"{api_url}/flow_runs/{told['flow_run_id']}")
             assert run["state_name"] == "Completed"
+            assert any("Finished in state" in line for line in logs_of(api_url, run["id"]))
             demo.send_signal(signal.SIGINT)
             assert demo.wait(60) == 0, log_path.read_text()[-4000:]
         finally:

@@ -125,5 +125,5 @@ def test_the_command_makes_the_files_and_only_the_owner_reads_them(tmp_path: Pat
     assert files == sorted([CA_FILE, CERT_FILE, KEY_FILE])
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "new").iterdir())
     again = CliRunner().invoke(main, ["certificates", str(tmp_path / "new")])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "there already" in again.output

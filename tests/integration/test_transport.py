@@ -139,7 +139,7 @@ def test_nobody_there_is_said_with_what_was_tried() -> None:
         pick_now(f"auto://127.0.0.1:{port}", None)
     assert f"ws://127.0.0.1:{port + 1}" in str(caught.value)
     done = CliRunner().invoke(main, ["connect", f"auto://127.0.0.1:{port}"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "no Dask scheduler answers" in done.output
 
 

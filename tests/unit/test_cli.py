@@ -72,10 +72,16 @@ def test_settings_tells_every_setting_and_who_said_it() -> None:
 
 def test_a_misspelt_setting_ends_with_a_sentence_and_not_a_traceback() -> None:
     done = deepflow("settings", DEEPFLOW_INFRA_RETRY="5")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "DEEPFLOW_INFRA_RETRY;" in done.output
     assert "did you mean" in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_misspelt_command_is_told_with_the_nearest() -> None:
+    done = deepflow("expalin", "x")
+    assert done.exit_code == 2
+    assert "Did you mean 'explain'?" in done.output
 
 
 def test_the_tested_versions_are_those_of_the_constraints() -> None:

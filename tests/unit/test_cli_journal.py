@@ -177,7 +177,7 @@ def test_explain_says_what_it_does_not_find(journal: Path, tmp_path: Path) -> No
         (("explain", "train", "--journal", tmp_path / "x.journal"), "cannot be read"),
     ):
         done = deepflow(*arguments)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert said in done.output
         assert "Traceback" not in done.output
 
@@ -221,7 +221,7 @@ def test_policies_that_cannot_be_are_refused(workflow: Path, policies: str, said
     done = deepflow(
         *("simulate", "--workflow", workflow, "--cluster", "three-speeds", "--policy", policies)
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert said in done.output
     assert "Traceback" not in done.output
 
@@ -230,5 +230,5 @@ def test_a_missing_cluster_is_told_with_the_nearest(workflow: Path) -> None:
     done = deepflow(
         *("simulate", "--workflow", workflow, "--cluster", "three-speed", "--policy", "stock")
     )
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "did you mean 'three-speeds'" in done.output

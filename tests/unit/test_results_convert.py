@@ -154,7 +154,7 @@ def test_any_url_of_fsspec(tmp_path: Path) -> None:
 
 def test_a_wrong_url_is_told() -> None:
     done = CliRunner().invoke(main, ["results", "convert", "nosuch://x"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "nosuch" in done.output
     assert "Traceback" not in done.output
 
