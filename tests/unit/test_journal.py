@@ -72,6 +72,12 @@ def test_every_kind_of_event_comes_back_as_it_was(tmp_path: Path, name: str) -> 
     assert read_header(path).clock == "virtual"
 
 
+def test_a_name_that_is_not_utf8_is_shown_as_escapes(tmp_path: Path) -> None:
+    odd = "caf\udce9"
+    path = written(tmp_path / "run.journal", (RunNamed(0.0, "run", odd, odd),))
+    assert read_journal(path) == (RunNamed(0.0, "run", "caf\\udce9", "caf\\udce9"),)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_journals_of_older_versions_are_read(tmp_path: Path, version: int) -> None:
     lines = written(tmp_path / "new.journal", EVENTS[1:-1]).read_bytes().split(b"\n", 1)
