@@ -178,7 +178,7 @@ def _in_words(exc: BaseException) -> str:
 
 def _root(exc: BaseException) -> BaseException:
     """What Dask's errors about a connection were raised from."""
-    while exc.__cause__ is not None:
+    while exc.__cause__ is not None and not isinstance(exc, TimeoutError):
         exc = exc.__cause__
     return exc
 

@@ -22,6 +22,7 @@ from deepflow.decide.events import Event, RunNamed
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.trail import Trail
+from deepflow.errors import JournalError
 from deepflow.observe import history, metrics
 from deepflow.observe.artifact import flow_report_markdown
 from deepflow.observe.journal import JournalWriter
@@ -53,6 +54,8 @@ class Placing:
         self._flow_run: FlowRun | None = None
         self._flow: str | None = None
         self._unplaceable: set[str] = set()
+        self._has_plugin = False
+        """Whether the scheduler has the plugin: only then it can tell what became of the run."""
         self._history: history.ForgivingHistory | None = None
         if settings.history != OFF:
             target = settings.history or settings.state_dir.expanduser() / "history.sqlite"
@@ -85,6 +88,7 @@ class Placing:
         )
         client.subscribe_topic(UNPLACEABLE_TOPIC, self._say_unplaceable)
         report = client.sync(client.scheduler.deepflow_placement)
+        self._has_plugin = True
         self.is_placing = bool(report["is_placing"])
         if report["faults"]:
             metrics.inc("deepflow_fallbacks_total", kind="placement_off")
@@ -120,7 +124,8 @@ class Placing:
         task runs are called; `notes`: sentences for the report.
         """
         try:
-            if self._flow_run is not None and self._client.status == "running":
+            is_told = self._has_plugin and self._client.status == "running"
+            if self._flow_run is not None and is_told:
                 self._finish(self._flow_run, more, notes)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
@@ -140,7 +145,7 @@ class Placing:
         # Its name stands first, so that whoever looks for it need not read the whole journal.
         events = [RunNamed(time.time(), run, flow_run.name, self._flow or ""), *events, *more]
         self._remember(events)
-        self._write_journal(run, events)
+        self._keep_journal(run, events)
         if self._settings.artifact and n_events <= _MAX_IN_ARTIFACT:
             self._show(flow_run, Trail.of(events), notes)
 
@@ -165,10 +170,22 @@ class Placing:
         for flow, shape in experience.learn(events):
             self._history.record_run(flow, time.time(), shape)
 
-    def _write_journal(self, run: str, events: Sequence[Event]) -> None:
+    def _keep_journal(self, run: str, events: Sequence[Event]) -> None:
         if not self._settings.journal:
             return
         folder = self._settings.state_dir.expanduser() / "journals"
+        try:
+            self._write_journal(folder, run, events)
+        except (OSError, JournalError) as exc:
+            metrics.inc("deepflow_fallbacks_total", kind="placement_record")
+            self._logger.warning(
+                "This flow run leaves no journal for `deepflow explain` in %s (%s); name a folder "
+                "that can be written to with DEEPFLOW_STATE_DIR",
+                folder,
+                exc,
+            )
+
+    def _write_journal(self, folder: Path, run: str, events: Sequence[Event]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{run}.journal.zst"
         if path.exists():  # the runner was entered twice in one flow run

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
-from deepflow.errors import DeepflowError
+from deepflow.errors import ConfigurationError, DeepflowError
 
 __all__ = ["RECORDER_SETTINGS", "EmbeddedServer", "ServerStartError"]
 
@@ -77,6 +77,8 @@ class EmbeddedServer:
     `home` is the server's PREFECT_HOME (database, log); left out, a temporary directory that is
     removed at the end. `port` 0 takes a free one. `settings` are more environment variables for the
     server, and win over `RECORDER_SETTINGS`. `start()` and `stop()` may each be called twice.
+
+    Raises `ConfigurationError` for arguments that cannot be.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class EmbeddedServer:
         settings: Mapping[str, str] | None = None,
         start_deadline_s: float = START_DEADLINE_S,
     ) -> None:
+        _check(home, port, settings, start_deadline_s)
         self._given_home = None if home is None else Path(home).absolute()
         self._given_port = port
         self._settings = dict(settings or {})
@@ -299,6 +302,31 @@ def _say_last_words() -> None:
         waiting = getattr(module, service).drain_all(timeout=LAST_WORDS_S, at_exit=False)
         if inspect.iscoroutine(waiting):
             waiting.close()  # called from an event loop, which must not be blocked
+
+
+def _check(
+    home: str | os.PathLike[str] | None,
+    port: object,
+    settings: Mapping[str, str] | None,
+    start_deadline_s: float,
+) -> None:
+    """Refuse what no server can be started with."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65_536:
+        raise ConfigurationError(
+            f"port={port!r}; give a whole number from 1 to 65535, or 0 for any free one"
+        )
+    if not start_deadline_s > 0:
+        raise ConfigurationError(f"start_deadline_s={start_deadline_s!r}; give seconds above 0")
+    if home is not None and Path(home).exists() and not Path(home).is_dir():
+        raise ConfigurationError(
+            f"home={str(home)!r} is no folder; give one that can be written to"
+        )
+    for name, value in (settings or {}).items():
+        if not name.startswith("PREFECT_") or not isinstance(value, str):
+            raise ConfigurationError(
+                f"settings has {name!r}: {value!r}; give environment variables of Prefect, "
+                "PREFECT_… to text"
+            )
 
 
 def _free_port() -> int:
