@@ -199,6 +199,10 @@ class Dispatcher:
         """Cancel everything that is not done."""
         self._cancelling.cancel(self._board.open_items())
 
+    def log_once(self, kind: str, message: str) -> None:
+        """Log a warning of this kind, the first time only."""
+        self._board.log_once(kind, message)
+
     def cancel_for_good(self) -> None:
         """Cancel everything that is not done, and let nothing more be submitted."""
         self._board.is_cancelled = True

@@ -33,6 +33,7 @@ from deepflow.runner.serializer import (
     DeepflowSerializer as DeepflowSerializer,  # Prefect knows it now
 )
 from deepflow.runner.session import Session, nested_session
+from deepflow.runner.transactions import remark_on
 
 if TYPE_CHECKING:
     from distributed.deploy.cluster import Cluster
@@ -266,6 +267,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         """
         self._check_may_submit(task)
         call = Call(self._connected(), task)
+        self._remark_on(task, call.session)
         future = call.future(parameters, wait_for, dependencies)
         call.session.dispatcher.submit_item(future._item)
         return future
@@ -287,10 +289,16 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         """
         self._check_may_submit(task)
         call = Call(self._connected(), task, is_map=True)
+        self._remark_on(task, call.session)
         futures = call.mapped(parameters, wait_for)
         call.session.dispatcher.submit_map([future._item for future in futures])
         # Prefect's list says it is an iterator, and is none.
         return DeepflowFutureList(futures)  # type: ignore[abstract]
+
+    def _remark_on(self, task: Task[Any, Any], session: Session) -> None:
+        remark = remark_on(task)
+        if remark is not None:
+            session.dispatcher.log_once(f"transaction of {task.task_key}", remark)
 
     def _check_may_submit(self, task: Task[Any, Any]) -> None:
         if not self._started:

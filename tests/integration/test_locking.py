@@ -30,11 +30,7 @@ def test_what_several_runs_compute_under_a_lock_is_computed_once(
         if kind == "memory"
         else FileSystemLockManager(lock_files_directory=tmp_path / "locks")
     )
-    policy = INPUTS.configure(
-        lock_manager=lock,
-        isolation_level=IsolationLevel.SERIALIZABLE,
-        key_storage=str(tmp_path / "keys"),
-    )
+    policy = INPUTS.configure(lock_manager=lock, isolation_level=IsolationLevel.SERIALIZABLE)
 
     def work(key: str) -> str:
         note(path, "computed")
@@ -46,7 +42,7 @@ def test_what_several_runs_compute_under_a_lock_is_computed_once(
         return work(key)
 
     made: Any = task(work_async if is_async else work).with_options(
-        cache_policy=policy, persist_result=True, result_storage_key="{parameters[key]}"
+        cache_policy=policy, persist_result=True
     )
 
     def body() -> list[str]:
@@ -62,10 +58,8 @@ def test_what_several_runs_compute_under_a_lock_is_computed_once(
 def test_a_task_that_starts_processes_is_told_why_it_may_not(cluster: LocalCluster) -> None:
     @task
     def own_cluster() -> None:
-        from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import Pool
 
-        assert ProcessPoolExecutor is not None
         with Pool(1) as pool:
             pool.map(int, ["1"])
 

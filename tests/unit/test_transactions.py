@@ -1,0 +1,37 @@
+"""What is said of runs that a flow's transaction does not reach."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.transactions import transaction
+
+from deepflow.observe import metrics
+from deepflow.runner.transactions import remark_on
+
+
+@task
+def undone() -> None:
+    pass
+
+
+@undone.on_rollback
+def undo(_: object) -> None:
+    pass
+
+
+@task
+def plain() -> None:
+    pass
+
+
+def test_a_task_with_hooks_is_remarked_on_within_a_transaction_only() -> None:
+    before = metrics.value("deepflow_fallbacks_total", kind="run_outside_of_transaction")
+    assert remark_on(undone) is None
+    with transaction():
+        said = remark_on(undone)
+        assert remark_on(plain) is None
+    assert said is not None
+    assert "'undone'" in said
+    assert "Call the task instead of submitting it" in said
+    after = metrics.value("deepflow_fallbacks_total", kind="run_outside_of_transaction")
+    assert after == before + 1
