@@ -204,8 +204,9 @@ class Session:
         if context is None or context.flow_run is None:
             return None
         self._flow_run = context.flow_run
+        states = FlowRunStates(context.flow_run.id)
         return CancellationWatch(
-            FlowRunStates(context.flow_run.id), self._on_cancelled, self.dispatcher.logger
+            states, self._on_cancelled, self.dispatcher.logger, on_end=states.close
         )
 
     def _on_cancelled(self) -> None:

@@ -38,12 +38,14 @@ class CancellationWatch:
         logger: logging.Logger | logging.LoggerAdapter[Any],
         *,
         every_s: float | None = None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_cancelled = False
         self._read = read
         self._on_cancelled = on_cancelled
         self._logger = logger
         self._every_s = EVERY_S if every_s is None else every_s
+        self._on_end = on_end
         self._closing = threading.Event()
         self._has_said = False
         # In the context of the flow run: its settings say where the server is.
@@ -57,6 +59,12 @@ class CancellationWatch:
         self._closing.set()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            self._on_end()
+
+    def _watch(self) -> None:
         wait_s = self._every_s
         while not self._closing.wait(wait_s):
             wait_s = self._every_s
@@ -99,6 +107,12 @@ class FlowRunStates:
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=self._ids))
         )
         return [run.state.type.value for run in runs if run.state is not None]
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._client is not None:
+            self._client.__exit__(None, None, None)
+            self._client = None
 
     def _find_parents(self) -> None:
         ids = self._ids[:1]

@@ -55,14 +55,39 @@ def test_what_several_runs_compute_under_a_lock_is_computed_once(
     assert names(path).count("computed") == 1
 
 
-def test_a_task_that_starts_processes_is_told_why_it_may_not(cluster: LocalCluster) -> None:
-    @task
-    def own_cluster() -> None:
-        from multiprocessing import Pool
+def with_a_pool() -> None:
+    from multiprocessing import Pool
 
-        with Pool(1) as pool:
-            pool.map(int, ["1"])
+    with Pool(1) as pool:
+        pool.map(int, ["1"])
 
-    with pytest.raises(AssertionError, match="daemonic processes") as raised:
-        run_on(cluster, lambda: own_cluster.submit().result()).result()
+
+def with_a_cluster() -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0"):
+        pass
+
+
+@pytest.mark.parametrize("fn", [with_a_pool, with_a_cluster])
+def test_a_task_that_starts_processes_is_told_why_it_may_not(
+    cluster: LocalCluster, fn: Any
+) -> None:
+    made: Any = task(fn)
+    with pytest.raises((AssertionError, RuntimeError)) as raised:
+        run_on(cluster, lambda: made.submit().result()).result()
     assert "processes=False" in "".join(raised.value.__notes__)
+
+
+def test_a_cluster_in_the_workers_own_process_is_fine_in_a_task(cluster: LocalCluster) -> None:
+    @task
+    def own_cluster() -> int:
+        from distributed import Client, LocalCluster
+
+        with (
+            LocalCluster(n_workers=1, processes=False, dashboard_address=None) as own,
+            Client(own, set_as_default=False) as client,
+        ):
+            return int(client.submit(int, 3).result(timeout=PATIENCE_S))
+
+    assert run_on(cluster, lambda: own_cluster.submit().result()).result() == 3
