@@ -10,7 +10,7 @@ buffers, without a copy. This module adds:
 - tensors of torch, as one buffer of the memory that they span, whatever their dtype. torch's own
   pickle copies the whole storage twice, and cannot read back the dtypes it got last (uint16,
   float8). Strides, attributes, conjugation, `requires_grad` and `.grad` arrive as they were.
-- slices of Arrow tables without the table that they were cut from.
+- slices of Arrow arrays and tables without what they were cut from.
 - `bytes` and `bytearray` that are the value itself, or the payload of a Prefect envelope.
 
 Flags: a contiguous array of numpy that is read-only stays read-only; any other array arrives
@@ -218,23 +218,37 @@ def _broadcast(distinct: Any, shape: tuple[int, ...]) -> Any:
 # pyarrow
 
 
-def _reduce_arrow(table: Any) -> Any:
-    """A slice as an IPC stream, since pickle would send the whole table it was cut from."""
+def _reduce_arrow(array: Any) -> Any:
+    """A slice as an IPC stream, since pickle would send the whole array it was cut from.
+
+    Tables and chunked arrays pickle their chunks, so their slices come here, too.
+    """
     import pyarrow as arrow
 
-    if table.get_total_buffer_size() <= 1.05 * table.nbytes + LARGE_BYTES:
+    if array.get_total_buffer_size() <= 1.05 * array.nbytes + LARGE_BYTES:
         return NotImplemented
+    if _holds_extensions(arrow, array.type):
+        return NotImplemented  # a stream's reader knows registered types only
     sink = arrow.BufferOutputStream()
-    with arrow.ipc.new_stream(sink, table.schema) as writer:
-        writer.write(table)
-    return _arrow_slice, (sink.getvalue(), isinstance(table, arrow.RecordBatch))
+    batch = arrow.RecordBatch.from_arrays([array], ["slice"])
+    with arrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return _arrow_slice, (sink.getvalue(),)
 
 
-def _arrow_slice(stream: Any, is_batch: bool) -> Any:
+def _holds_extensions(arrow: Any, kind: Any) -> bool:
+    if isinstance(kind, arrow.BaseExtensionType):
+        return True
+    if isinstance(kind, arrow.DictionaryType):
+        return _holds_extensions(arrow, kind.value_type)
+    return any(_holds_extensions(arrow, kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _arrow_slice(stream: Any) -> Any:
     import pyarrow
 
     with pyarrow.ipc.open_stream(stream) as reader:
-        return reader.read_next_batch() if is_batch else reader.read_all()
+        return reader.read_next_batch().column(0)
 
 
 # torch. A tensor's own reduction says what it is made of; only its storage is replaced.
@@ -455,10 +469,9 @@ _REDUCERS: Final[dict[tuple[str, str], Reducer]] = {
     ("torch", "Tensor"): _reduce_tensor,
     ("torch", "UntypedStorage"): _reduce_storage,
     ("torch", "TypedStorage"): _reduce_storage,
-    ("pyarrow", "Table"): _reduce_arrow,
-    ("pyarrow", "RecordBatch"): _reduce_arrow,
+    ("pyarrow", "Array"): _reduce_arrow,
     ("prefect", "State"): _reduce_state,
     ("prefect", "ResultRecord"): _reduce_record,
 }
-_WITH_SUBCLASSES: Final = frozenset(["torch"])
-"""Libraries whose reducers suit subclasses, too: their own reduction is asked first."""
+_WITH_SUBCLASSES: Final = frozenset(["torch", "pyarrow"])
+"""Libraries whose reducers suit subclasses, too."""

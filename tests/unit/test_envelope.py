@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tempfile
 import types
 import uuid
 import warnings
@@ -103,7 +104,11 @@ def told(value: Any) -> Any:
         dense = value.toarray()
         return type(value), value.dtype, value.shape, told(dense), value.has_sorted_indices
     if room == "pyarrow":
-        return type(value), value.equals, str(value), value.nbytes
+        return _told_arrow(value)
+    if room == "polars":
+        return type(value), str(getattr(value, "schema", None)), _told_arrow(value.to_arrow())
+    if room == "xarray":
+        return _told_xarray(value)
     if room == "PIL":
         return type(value), value.mode, value.size, value.tobytes(), value.info
     if isinstance(value, types.FunctionType):
@@ -129,6 +134,31 @@ def _some_of(column: Any) -> Any:
     if len(column) <= 2_000:
         return told(column.tolist())
     return told(column[:500].tolist()), told(column[::197].tolist()), told(column[-500:].tolist())
+
+
+def _told_arrow(value: Any) -> Any:
+    said: list[Any] = [type(value).__name__, str(getattr(value, "schema", None))]
+    if hasattr(value, "columns"):
+        said += [value.schema.metadata, value.num_rows, *map(_told_arrow, value.columns)]
+    elif hasattr(value, "as_py"):
+        said += [str(value.type), value.as_py()]
+    elif hasattr(value, "to_pylist"):
+        said += [
+            str(value.type),
+            len(value),
+            value.null_count,
+            value[:300].to_pylist(),
+            value[-300:].to_pylist(),
+        ]
+        said += [[len(chunk) for chunk in getattr(value, "chunks", [])]]
+    return said
+
+
+def _told_xarray(value: Any) -> Any:
+    if hasattr(value, "data_vars"):
+        return type(value), {str(name): _told_xarray(value[name]) for name in value.variables}
+    coords = {str(name): told(one.values) for name, one in value.coords.items()}
+    return type(value), value.name, value.dims, told(value.values), coords, told(value.attrs)
 
 
 def _told_array(array: Any) -> Any:
@@ -511,10 +541,97 @@ def pillow_kinds(n: int) -> Iterator[tuple[str, Any]]:
         yield mode, image.new(mode, (side, side))
 
 
+def arrow_kinds(n: int) -> Iterator[tuple[str, Any]]:
+    arrow = pytest.importorskip("pyarrow")
+    numbers = arrow.array([1, None, 3, 4, 5] * (n // 5))
+    texts = arrow.array(["a", None, "ccc", "é", ""] * (n // 5))
+    table = arrow.table({"i": numbers, "t": texts, "f": np.arange(n) / 2})
+    yield "table", table
+    yield "table with metadata", table.replace_schema_metadata({"a": "b"})
+    yield "slice", table.slice(3, 4)
+    yield "large slice", table.slice(n // 3, n // 3)
+    yield "chunked", arrow.concat_tables([table, table.slice(2, 5)])
+    yield "empty", table.slice(0, 0)
+    yield "batch", table.to_batches()[0]
+    yield "slice of a batch", table.to_batches()[0].slice(2, 5)
+    yield "array", numbers
+    yield "slice of an array", texts.slice(2, 5)
+    yield "chunked array", table["t"]
+    yield "categories", texts.dictionary_encode()
+    yield "lists", arrow.array([[1, 2], None, []] * (n // 5))
+    yield "structures", arrow.array([{"a": 1, "b": "x"}, None] * (n // 5))
+    yield "dates", arrow.array([datetime.datetime(2020, 1, 1)] * n, arrow.timestamp("us", "UTC"))
+    yield "decimals", arrow.array([decimal.Decimal("1.5")] * n)
+    yield "booleans", arrow.array([True, None, False] * (n // 5))
+    yield "views", arrow.array(["a" * 20, None] * (n // 5), arrow.string_view())
+    yield "nulls", arrow.nulls(n)
+    yield "scalar", numbers[0]
+    for name, one in (
+        ("lists", arrow.array([[1, 2], None, []] * (n // 5))),
+        ("structures", arrow.array([{"a": 1, "b": "x"}, None] * (n // 5))),
+        ("categories", texts.dictionary_encode()),
+        ("booleans", arrow.array([True, None, False] * (n // 5))),
+        ("views", arrow.array(["a" * 20, None] * (n // 5), arrow.string_view())),
+        ("nulls", arrow.nulls(n)),
+        ("maps", arrow.array([[("a", 1)], None] * (n // 5), arrow.map_("str", "int64"))),
+        (
+            "extension",
+            arrow.ExtensionArray.from_storage(
+                arrow.uuid(), arrow.array([bytes(16)] * n, arrow.binary(16))
+            ),
+        ),
+    ):
+        yield f"slice of {name}", one.slice(1, 3)
+    halves = arrow.chunked_array([numbers[: n // 2], numbers[n // 2 :]])
+    yield "columns of other chunks", arrow.table({"i": numbers, "j": halves}).slice(n // 3)
+
+
+def polars_kinds(n: int) -> Iterator[tuple[str, Any]]:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"i": range(n), "t": ["a", None] * (n // 2), "f": np.arange(n) / 2})
+    yield "frame", frame
+    yield "slice", frame[2:8]
+    yield "series", frame["t"]
+    yield "categories", frame["t"].cast(polars.Categorical)
+    yield "lists", polars.Series([[1, 2], None] * (n // 2))
+    yield "dates", polars.Series([datetime.datetime(2020, 1, 1)] * n)
+
+
+def xarray_kinds(n: int) -> Iterator[tuple[str, Any]]:
+    xarray = pytest.importorskip("xarray")
+    side = int(n**0.5)
+    square = np.arange(side * side, dtype=float).reshape(side, side)
+    array = xarray.DataArray(square, dims=("a", "b"), coords={"a": range(side)}, attrs={"u": "m"})
+    yield "array", array
+    yield "transposed", array.T
+    yield "every second", array[::2, ::3]
+    yield "lambda in attrs", array.assign_attrs(f=lambda: 1)
+    yield "dataset", xarray.Dataset({"x": array, "y": ("a", np.arange(side))})
+
+
+def files_and_maps(n: int) -> Iterator[tuple[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        mapped = np.memmap(f"{folder}/m", np.int64, "w+", shape=(n,))
+        mapped[:] = np.arange(n)
+        yield "memory map", mapped
+        yield "part of a memory map", mapped[::2]
+        yield "view of a memory map", np.asarray(mapped)
+        mapped.flush()
+        np.save(f"{folder}/a.npy", np.arange(n))
+        yield "read-only map of a file", np.load(f"{folder}/a.npy", mmap_mode="r")
+        yield "plain view of it", np.asarray(np.load(f"{folder}/a.npy", mmap_mode="r"))
+    yield "on bytes", np.frombuffer(bytes(8 * n))
+    yield "on a bytearray", np.frombuffer(bytearray(8 * n))
+
+
 FAMILIES: dict[str, Callable[[int], Iterator[tuple[str, Any]]]] = {
     "numpy": numpy_kinds,
     "pandas": pandas_kinds,
     "torch": torch_kinds,
+    "arrow": arrow_kinds,
+    "polars": polars_kinds,
+    "xarray": xarray_kinds,
+    "maps": files_and_maps,
     "other": other_kinds,
     "scipy": scipy_kinds,
     "pillow": pillow_kinds,
@@ -585,6 +702,8 @@ def test_a_part_of_a_large_tensor_or_table_travels_alone() -> None:
         (np.broadcast_to(np.zeros(1_000), (1_000, 1_000)), 8_000),
         (np.zeros((1_000, 1_000))[:, 3], 8_000),
         (arrow.table({"a": np.zeros(1_000_000)}).slice(5, 100), 800),
+        (arrow.array(np.zeros(1_000_000)).slice(5, 100), 800),
+        (pd.Series(["abcd"] * 100_000, dtype="str").iloc[5:105], 400),
     ):
         assert n_bytes <= len(dump(part)) < n_bytes + 3_000
 
