@@ -21,8 +21,8 @@ from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
 from tests.integration.notes import until
 
 N = 1_000_000
-LARGE = 30_000_000
-"""Numbers of 8 bytes: 240 MB."""
+LARGE = 42_000_000
+"""Numbers of 8 bytes: 336 MB."""
 LIMIT = "500MB"
 """Of a worker: results may take 300 MB of it."""
 
@@ -161,7 +161,7 @@ def test_results_that_take_most_of_a_workers_memory_leave_and_come_back(tmp_path
     with (
         dask.config.set({"temporary-directory": str(tmp_path)}),
         LocalCluster(
-            n_workers=1, threads_per_worker=1, memory_limit="600MB", dashboard_address=None
+            n_workers=1, threads_per_worker=1, memory_limit="650MB", dashboard_address=None
         ) as made,
         Client(made) as client,
     ):
