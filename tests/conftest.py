@@ -13,6 +13,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.side_by_side import pytest_xdist_make_scheduler
+
+__all__ = ["pytest_xdist_make_scheduler"]
+
 settings.register_profile("deepflow", derandomize=True, deadline=None)
 settings.load_profile("deepflow")
 

@@ -43,6 +43,7 @@ SAYS = {
 """What an example must print."""
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) -> None:
     environment = {
@@ -61,7 +62,7 @@ def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=360,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,7 +39,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
     command += ["--no-binary", "prefect-dask", f"prefect-dask=={VERSION}"]
     done = subprocess.run(
-        [*command, "-d", str(folder)], capture_output=True, text=True, timeout=120, check=False
+        [*command, "-d", str(folder)], capture_output=True, text=True, timeout=400, check=False
     )
     archives = list(folder.glob("prefect_dask-*.tar.gz"))
     if not archives:
