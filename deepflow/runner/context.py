@@ -37,6 +37,7 @@ from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
 from deepflow.runner.outgoing import clean_api_logs
+from deepflow.runner.transactions import in_transaction, open_transaction
 
 if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
@@ -56,6 +57,8 @@ class CapturedContext(NamedTuple):
     deployment_parameters: dict[str, Any] | None
     results_topic: str
     events_topic: str
+    in_transaction: bool
+    """Whether the flow has a transaction open that runs are to be part of."""
     runner: bytes
     """The pickled configuration for runs that submit from inside a run."""
 
@@ -76,6 +79,7 @@ def capture(api_url: str, results_topic: str, events_topic: str, runner: bytes) 
         deployment_parameters=deployment_parameters_var.get(),
         results_topic=results_topic,
         events_topic=events_topic,
+        in_transaction=open_transaction() is not None,
         runner=runner,
     )
 
@@ -215,6 +219,7 @@ class RunScope:
 
         try:
             put(SettingsContext.__var__, self._settings)
+            put(in_transaction, self.captured.in_transaction)
             client = self._client()
             put(SyncClientContext.__var__, client)
             if (

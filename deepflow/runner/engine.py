@@ -24,8 +24,8 @@ import contextvars
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -43,6 +43,7 @@ from prefect.task_engine import (
     SyncTaskRunEngine,
     TaskRunTimeoutError,
 )
+from prefect.transactions import IsolationLevel, get_transaction
 from prefect.utilities.callables import call_with_parameters
 from prefect.utilities.engine import link_state_to_task_run_result
 
@@ -52,6 +53,7 @@ from deepflow.runner.durable import DurableRecord
 from deepflow.runner.isolated import call_isolated
 from deepflow.runner.locking import lock_for_the_cluster
 from deepflow.runner.slots import Slot, slot_of_call
+from deepflow.runner.transactions import StagedRecord, in_transaction, staged
 
 Emit = Callable[[TaskRun, State[Any] | None, State[Any]], None]
 
@@ -226,8 +228,28 @@ class _Edges(BaseTaskRunEngine[Any, Any]):
             return None
         return super().compute_transaction_key()
 
+    def _stages(self) -> bool:
+        """Whether the flow's transaction is to commit this run, or to roll it back."""
+        policy = self.task.cache_policy
+        level = getattr(policy, "isolation_level", None)
+        return in_transaction.get() and level != IsolationLevel.SERIALIZABLE
+
+    def _staged(self, state: State[Any]) -> State[Any]:
+        """A completed run's state, with what its transaction holds where that goes to the flow."""
+        transaction = get_transaction()
+        if (
+            state.is_completed()
+            and self._stages()
+            and transaction is not None
+            and transaction.is_staged()
+            and isinstance(state.data, ResultRecord)
+        ):
+            state.data = StagedRecord.of(state.data, transaction)
+        return state
+
     def _advance(self, state: State[Any]) -> State[Any]:
         assert self.task_run is not None
+        state = self._staged(state)
         last = advance(self.task_run, state)
         self._emit(self.task_run, last, state)
         self._telemetry.update_state(state)
@@ -271,6 +293,11 @@ class SyncEngine(_Edges, SyncTaskRunEngine[Any, Any]):
                 self.handle_timeout(exc)
             except Exception as exc:  # noqa: BLE001 - a user's task may raise anything
                 self.handle_exception(exc)
+
+    @contextmanager
+    def transaction_context(self) -> Generator[Any, None, None]:
+        with staged() if self._stages() else nullcontext(), super().transaction_context() as txn:
+            yield txn
 
     def call_task_fn(self, transaction: Any) -> Any:
         if transaction.is_committed():
@@ -402,6 +429,12 @@ class AsyncEngine(_Edges, AsyncTaskRunEngine[Any, Any]):
             self._raised = exc
         else:
             await super().handle_crash(exc)
+
+    @asynccontextmanager
+    async def transaction_context(self) -> AsyncGenerator[Any, None]:
+        with staged() if self._stages() else nullcontext():
+            async with super().transaction_context() as txn:
+                yield txn
 
     async def call_task_fn(self, transaction: Any) -> Any:
         if transaction.is_committed():

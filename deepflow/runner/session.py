@@ -55,6 +55,7 @@ from deepflow.runner.placing import Placing
 from deepflow.runner.recorder import Recorder
 from deepflow.runner.references import References
 from deepflow.runner.shared import SharedArguments
+from deepflow.runner.transactions import open_transaction
 from deepflow.runner.watching import CancellationWatch, FlowRunStates, end_cancelled
 from deepflow.runner.wire import BlobRef, Outcomes, dumps
 from deepflow.runner.worker_plugin import (
@@ -342,6 +343,7 @@ class Session:
             flow_run.flow_run.id if flow_run and flow_run.flow_run else None,
             parent.task_run.id if parent else None,
             id(settings),
+            open_transaction() is not None,
         )
         with self._lock:
             known = self._contexts.get(key)

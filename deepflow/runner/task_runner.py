@@ -33,7 +33,7 @@ from deepflow.runner.serializer import (
     DeepflowSerializer as DeepflowSerializer,  # Prefect knows it now
 )
 from deepflow.runner.session import Session, nested_session
-from deepflow.runner.transactions import remark_on
+from deepflow.runner.transactions import remark_on, take_part
 
 if TYPE_CHECKING:
     from distributed.deploy.cluster import Cluster
@@ -270,6 +270,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         self._remark_on(task, call.session)
         future = call.future(parameters, wait_for, dependencies)
         call.session.dispatcher.submit_item(future._item)
+        take_part([future])
         return future
 
     def map(
@@ -292,6 +293,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         self._remark_on(task, call.session)
         futures = call.mapped(parameters, wait_for)
         call.session.dispatcher.submit_map([future._item for future in futures])
+        take_part(futures)
         # Prefect's list says it is an iterator, and is none.
         return DeepflowFutureList(futures)  # type: ignore[abstract]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.transactions import transaction
+from prefect.transactions import CommitMode, IsolationLevel, transaction
 
 from deepflow.observe import metrics
-from deepflow.runner.transactions import remark_on
+from deepflow.runner.transactions import open_transaction, remark_on
 
 
 @task
@@ -24,10 +24,14 @@ def plain() -> None:
     pass
 
 
-def test_a_task_with_hooks_is_remarked_on_within_a_transaction_only() -> None:
+def test_a_task_with_hooks_is_remarked_on_where_its_runs_are_no_part_of_the_transaction() -> None:
     before = metrics.value("deepflow_fallbacks_total", kind="run_outside_of_transaction")
     assert remark_on(undone) is None
     with transaction():
+        assert open_transaction() is not None
+        assert remark_on(undone) is None
+    with transaction(commit_mode=CommitMode.EAGER):
+        assert open_transaction() is None
         said = remark_on(undone)
         assert remark_on(plain) is None
     assert said is not None
@@ -35,3 +39,8 @@ def test_a_task_with_hooks_is_remarked_on_within_a_transaction_only() -> None:
     assert "Call the task instead of submitting it" in said
     after = metrics.value("deepflow_fallbacks_total", kind="run_outside_of_transaction")
     assert after == before + 1
+
+
+def test_a_serializable_transaction_keeps_its_runs_on_their_workers() -> None:
+    with transaction(isolation_level=IsolationLevel.SERIALIZABLE):
+        assert open_transaction() is None
