@@ -33,6 +33,7 @@ _BY_ID = (
     "are used again is chance"
 )
 _LOSES = "under threads the server never hears of states whose text is not UTF-8"
+_ROLLBACK = "a flow's transaction does not reach the processes of its submitted tasks; it is said"
 _SEES_FUTURES = "a naming function under threads sees the future, here its value"
 _RESOLVES_LESS = "Prefect itself cannot rebuild a defaultdict, or a field that is not in __init__"
 _NEVER_MOVES = "under threads a result never has to move"
@@ -54,6 +55,7 @@ MEANT = (
     Meant("*", "errors.the_state*", "records", _SHOWS),
     Meant("*", "errors.what_is_no_exception*", "records", _EXITS),
     Meant("*", "text.*", "records", _LOSES),
+    Meant("[!t]*", "effects.a_rollback_of_submitted*", "all", _ROLLBACK),
     # -- Prefect's threads: one process, one set of objects ------------------------------------
     Meant("threads", "code.what_is_shipped_is_what_was_at_the_submit", "value", _LATE),
     Meant("threads", "code.a_set_that_a_run_writes_to*", "value", _ONE_OBJECT),
