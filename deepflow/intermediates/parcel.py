@@ -5,32 +5,60 @@ containers are new objects, arrays lie in memory of their own, and what was one 
 value stays one. Small buffers are copied. Large ones are mapped privately, copy-on-write: the
 pages are shared by all readers until somebody writes to one, and the kernel then copies that page
 for the writer alone. Where a buffer does not lie in a file in memory yet, it is put into one when
-it is first opened. A buffer that was read-only needs no copy, since nobody can write to it.
+it is first opened; one that takes much of the process's memory goes into a file on disk. A buffer
+that was read-only needs no copy, since nobody can write to it.
 
 What cannot be pickled is no parcel but a `Stuck`: it is of use in its own process only.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import pickle
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-import numpy as np
+from typing import IO, Any, Final
 
 from deepflow.intermediates import values
 from deepflow.intermediates.arena import note_file, private_copy
 from deepflow.intermediates.loading import Scope, loads
 
-__all__ = ["MAPPED_FROM_BYTES", "Parcel", "Stuck"]
+__all__ = ["MAPPED_FROM_BYTES", "Parcel", "Stuck", "lay_on_disk"]
 
 MAPPED_FROM_BYTES: Final = 1 << 18
 """Smaller buffers are copied: that is faster than to map them."""
+_WRITE_BYTES: Final = 1 << 26
 _PLAIN: Final = b"\0"
 _WITH_BUFFERS: Final = b"\1"
+
+
+_disk: tuple[str, int] | None = None
+
+
+def lay_on_disk(folder: str, from_bytes: int) -> None:
+    """In this process, put values of so many bytes into files on disk instead of in memory.
+
+    The kernel keeps such a file in memory as long as there is room, and not beyond.
+    """
+    global _disk
+    _disk = (folder, from_bytes)
+
+
+def _new_file(size_bytes: int) -> IO[bytes]:
+    """A file without a name, which goes with its last mapping."""
+    if _disk is not None and size_bytes >= _disk[1]:
+        return tempfile.TemporaryFile(dir=_disk[0], buffering=0)
+    return os.fdopen(os.memfd_create("deepflow-parcel", os.MFD_CLOEXEC), "w+b", buffering=0)
+
+
+def _write(fd: int, buffer: memoryview, start: int) -> None:
+    octets = buffer.cast("B")
+    while octets.nbytes:
+        n_written = os.pwrite(fd, octets[:_WRITE_BYTES], start)
+        octets, start = octets[n_written:], start + n_written
 
 
 class Parcel:
@@ -117,30 +145,26 @@ class Parcel:
     def _lay(self, indexes: Sequence[int]) -> bool:
         """Move buffers into a file in memory, from which they can be mapped; whether it went."""
         sizes = [self.buffers[index].nbytes for index in indexes]
-        starts = [0, *np.cumsum([-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes])]
+        rounded = [-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes]
+        starts = list(itertools.accumulate(rounded, initial=0))
         try:
-            fd = os.memfd_create("deepflow-parcel", os.MFD_CLOEXEC)
-        except (AttributeError, OSError):
-            return False
-        try:
-            os.posix_fallocate(fd, 0, int(starts[-1]))
-            with mmap.mmap(fd, int(starts[-1])) as whole:
-                for index, start, size in zip(indexes, starts, sizes, strict=False):
-                    whole[int(start) : int(start) + size] = self.buffers[index]
-            mapping = mmap.mmap(
-                fd,
-                int(starts[-1]),
-                flags=mmap.MAP_PRIVATE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
-            note_file(mapping, fd)
+            with _new_file(starts[-1]) as file:
+                os.ftruncate(file.fileno(), starts[-1])
+                for index, start in zip(indexes, starts, strict=False):
+                    # Written, not mapped: this process does not hold the value twice.
+                    _write(file.fileno(), self.buffers[index], start)
+                mapping = mmap.mmap(
+                    file.fileno(),
+                    starts[-1],
+                    flags=mmap.MAP_PRIVATE,
+                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                )
+                note_file(mapping, file.fileno())
         except OSError:
             return False
-        finally:
-            os.close(fd)
-        view = memoryview(mapping)
+        whole = memoryview(mapping)
         for index, start, size in zip(indexes, starts, sizes, strict=False):
-            self.buffers[index] = view[int(start) : int(start) + size]
+            self.buffers[index] = whole[start : start + size]
         return True
 
     def __reduce__(self) -> Any:

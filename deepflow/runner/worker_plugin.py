@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 FLUSH_TIMEOUT_S = 5.0
+ON_DISK_SHARE = 0.125
+"""Of a worker's memory: values that take more are opened from a file on disk."""
 _ENGINE = "deepflow.runner.execute"
 
 
@@ -54,11 +56,14 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         # meet in a deadlock of import locks, which leaves half a Prefect behind.
         await asyncio.get_running_loop().run_in_executor(None, import_module, _ENGINE)
         from deepflow.intermediates import registration
-        from deepflow.intermediates.parcel import Parcel
+        from deepflow.intermediates.parcel import Parcel, lay_on_disk
         from deepflow.observe import metrics
         from deepflow.runner.wire import Outcomes
 
         registration.register(Outcomes, Parcel)
+        if worker.memory_manager.memory_limit:
+            limit_bytes = int(worker.memory_manager.memory_limit)
+            lay_on_disk(worker.local_directory, int(ON_DISK_SHARE * limit_bytes))
         metrics.register()
         transfer = None if self.transfer is None else install(worker, self.transfer)
         tiers = None if self.tiers is None else install_tiers(worker, self.tiers)

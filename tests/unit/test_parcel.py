@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deepflow.intermediates import parcel as parcels
 from deepflow.intermediates import values
 from deepflow.intermediates.arena import Arena, attach, private_copy
 from deepflow.intermediates.loading import HOME
@@ -75,6 +76,32 @@ def test_large_buffers_are_laid_into_a_file_once_and_mapped_by_each_reader() -> 
     assert parcel.buffers[0].obj is laid
     assert not np.shares_memory(first, second)
     assert np.array_equal(first, second)
+
+
+def test_what_takes_much_of_the_memory_is_opened_from_a_file_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_disk", None)
+    parcels.lay_on_disk(str(tmp_path), 8 * LARGE)
+    parcel = Parcel.of([np.arange(LARGE, dtype=float), np.ones(LARGE)])
+    first = parcel.open(HOME)
+    first[0][0] = 99
+    second = parcel.open(HOME)
+    assert np.array_equal(second[0], np.arange(LARGE, dtype=float))
+    assert np.array_equal(second[1], np.ones(LARGE))
+    with open("/proc/self/maps") as maps:
+        assert str(tmp_path) in maps.read()
+    assert list(tmp_path.iterdir()) == []  # it has no name that could be left
+
+
+def test_where_no_file_can_be_made_readers_get_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_disk", (str(tmp_path / "absent"), 0))
+    parcel = Parcel.of(np.zeros(LARGE))
+    first = parcel.open(HOME)
+    first += 1
+    assert parcel.open(HOME)[0] == 0
 
 
 def test_readers_at_the_same_time_get_copies_apart() -> None:
