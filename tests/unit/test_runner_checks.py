@@ -105,7 +105,7 @@ def test_a_subclass_checks_its_own_arguments() -> None:
         {"client_kwargs": {"timeout": 5, "name": "x"}},
         {"policy": Policy()},
     ],
-    ids=str,
+    ids=lambda arguments: " ".join(arguments),
 )
 def test_arguments_that_can_be(arguments: dict[str, Any]) -> None:
     assert DeepflowTaskRunner(**arguments) == DeepflowTaskRunner(**arguments)
