@@ -51,7 +51,7 @@ BENCHMARKS = [
     ),
     smallest(
         "dispatch",
-        "--n 20 --submits 10 --rounds 1 --big 0 --only deepflow,dask",
+        "--n 20 --submits 10 --rounds 1 --big 0 --only deepflow",
         *("machine", "figures", "ratios"),
         suffix=" alone",
     ),
