@@ -12,6 +12,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -19,10 +20,13 @@ import zstandard
 from prefect.utilities.annotations import BaseAnnotation
 
 from deepflow.intermediates.parcel import Parcel, Stuck
-from deepflow.intermediates.pickling import EnvelopePickler
+from deepflow.intermediates.pickling import EnvelopePickler, fallbacks
+from deepflow.observe import metrics
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
 _COMPRESS_ABOVE_BYTES = 4096
+
+fallbacks.on_fallback = partial(metrics.inc, "deepflow_fallbacks_total", kind="pickled_plainly")
 
 
 class BlobRef(NamedTuple):
