@@ -16,7 +16,8 @@ buffers, without a copy. This module adds:
 Flags: a contiguous array of numpy that is read-only stays read-only; any other array arrives
 writable, as with pickle. Not kept, as with pickle: hooks of tensors, autograd history (a tensor
 with history arrives as a leaf with the same `requires_grad`), and memory shared by two tensors or
-arrays of one value.
+arrays of one value. A tensor with elements arrives on memory that torch cannot make larger, so that
+`resize_` beyond it raises.
 
 What one of these reducers cannot take goes the ordinary way, and is counted in `fallbacks`. Stored
 results refer to the functions here that make a value from its buffers (`_tensor`, `_broadcast`,

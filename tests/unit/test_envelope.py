@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import datetime
@@ -503,7 +504,8 @@ def other_kinds(n: int) -> Iterator[tuple[str, Any]]:
     yield "bytes", text.encode()
     yield "bytearray", bytearray(text.encode())
     yield "bytes inside", {"a": text.encode(), "b": bytearray(text.encode())}
-    yield "bytes memoryview", [bytes(memoryview(text.encode()))]
+    yield "memoryview", [memoryview(text.encode()), memoryview(bytearray(text.encode()))[::2]]
+    yield "array of the standard library", array.array("d", range(n))
     yield "local object", [Local()]
     yield "function", closed_over
     yield "lambda", {"f": lambda: n}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import subprocess
@@ -206,6 +207,25 @@ def test_a_damaged_record_is_not_there_and_is_told_once(
         store.read("k")
     store.write(np.arange(1000), key="k")
     assert same(np.arange(1000), store.read("k").result)
+
+
+OF_AN_EARLIER_VERSION = (
+    "k2RmbG93MQoKX8jNhpK7zIQrZaJpexbcAwAAANkAAAAAAAAAPAAAAAAAAAAkAAAAAAAAAABCAAABAAAAwQAAAAAA"
+    "AADBAAAAAAAAAIAFlbYAAAAAAAAAfZQojAFhlIwTbnVtcHkuX2NvcmUubnVtZXJpY5SMC19mcm9tYnVmZmVylJOU"
+    "KJeMBW51bXB5lIwFZHR5cGWUk5SMAmk4lImIh5RSlChLA4wBPJROTk5K/////0r/////SwB0lGJLyIWUjAFDlHSU"
+    "UpSMAWKUXZQojAF4lE5ljAFjlGgEKJdoB4wCZjSUiYiHlFKUKEsDaAtOTk5K/////0r/////SwB0lGJLA4WUaA50"
+    "lFKUdS4FbAAAAQAAAEAGAAAAAAAAJAAAAAAAAABwY28hAwAHMgQBBMcAABABAYAAAAAAAAAAQAAAAAAAAAAAgAAA"
+    "ZgAAAQAAAAwAAAAAAAAADAAAAAAAAAAAAAAAAAAAAAAAAAA="
+)
+
+
+def test_a_value_that_an_earlier_version_has_written_is_read() -> None:
+    value = unpack(base64.b64decode(OF_AN_EARLIER_VERSION))
+    assert list(value) == ["a", "b", "c"]
+    assert same(np.arange(200), value["a"])
+    assert value["b"] == ["x", None]
+    assert same(np.zeros(3, "f4"), value["c"])
+    value["a"][0] = 5
 
 
 @given(st.data())
