@@ -111,7 +111,9 @@ def state_event(
         state_name=clean(validated.name or "", "event"),
         tags=tuple(sorted({clean(str(tag), "event") for tag in task_run.tags})),
         body=body,
-        name=clean(str(task_run.name), "event") if validated.is_final() else "",
+        name=clean(_clip(str(task_run.name), _NAME_LIMIT) or "", "event")
+        if validated.is_final()
+        else "",
     )
 
 

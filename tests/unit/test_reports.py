@@ -39,7 +39,7 @@ def test_one_odd_report_keeps_no_other_back_and_its_run_gets_its_end() -> None:
     settling = _Settling(items[1].run_id)
     nothing = cast(Any, None)
     reports = Reports(
-        *(nothing, board, nothing, nothing, nothing, cast(Any, settling), nothing, None),
+        *(nothing, board, nothing, nothing, nothing, cast(Any, settling), nothing, None, nothing),
         events_topic="topic",
     )
     before = metrics.value("deepflow_fallbacks_total", kind="service_fault")
