@@ -96,7 +96,7 @@ def test_values_come_back_as_they_were_after_their_eviction(
     n: int, place: str, tmp_path: Path
 ) -> None:
     to: Place = InMemory(1 << 40) if place == "memory" else Disk(tmp_path / "tiers", None)
-    store = TieredStore([to], 1, _quiet())
+    store = TieredStore([to], 1, quiet_hooks())
     try:
         kinds = [kind for kind in KINDS if missing(kind) is None]
         for kind in kinds:
@@ -125,7 +125,9 @@ def _is_evicted(store: TieredStore, place: str) -> bool:
     return used["heap"] == 0 and used[place] > 0
 
 
-def _quiet() -> Hooks:
+def quiet_hooks() -> Hooks:
+    """Hooks of a store that nobody watches."""
+
     def nothing(*_: Any) -> None:
         return None
 
