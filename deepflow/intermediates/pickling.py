@@ -6,7 +6,7 @@ band and out of band, small and large. What cannot be imported (a lambda, a loca
 buffers, without a copy. This module adds:
 
 - arrays of numpy with gaps, and broadcast ones, as one buffer of their distinct elements. They
-  arrive as numpy's own pickle makes them: contiguous and writable.
+  arrive as numpy's own pickle makes them, contiguous and writable, but keep their byte order.
 - tensors of torch, as one buffer of the memory that they span, whatever their dtype. torch's own
   pickle copies the whole storage twice, and cannot read back the dtypes it got last (uint16,
   float8). Strides, attributes, conjugation, `requires_grad` and `.grad` arrive as they were.

@@ -252,7 +252,9 @@ _ARROW_DTYPES: Final = {
 
 def _reduce_dates(array: Any) -> Any:
     """Dates and time spans as their integers, since numpy's dates have no buffer of their own."""
-    if array.dtype.kind not in "mM" or not array.flags.c_contiguous or not array.dtype.isnative:
+    if array.dtype.kind not in "mM" or not array.size:
+        return NotImplemented
+    if not array.flags.c_contiguous or not array.dtype.isnative:
         return NotImplemented
     return _viewed, (array.view(np.int64), array.dtype)
 

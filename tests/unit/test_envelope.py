@@ -26,6 +26,8 @@ import pandas as pd
 import pytest
 
 from deepflow.intermediates import pickling, stored, values
+from deepflow.intermediates.loading import HOME
+from deepflow.intermediates.parcel import Parcel
 from deepflow.intermediates.pickling import dump
 
 SIZES = (10, 100_000)
@@ -67,11 +69,21 @@ def packed(value: Any) -> Any:
     return stored.unpack(stored.pack(value))
 
 
+def in_a_parcel(value: Any) -> Any:
+    return Parcel.of(value).detach().open(HOME)
+
+
+def in_a_small_parcel(value: Any) -> Any:
+    return Parcel.from_bytes(Parcel.of(value).to_bytes()).open(HOME)
+
+
 WAYS: dict[str, Callable[[Any], Any]] = {
     "in band": in_band,
     "out of band": out_of_band,
     "dumped": dumped,
     "stored": packed,
+    "in a parcel": in_a_parcel,
+    "in a small parcel": in_a_small_parcel,
 }
 
 
@@ -203,7 +215,7 @@ def _told_torch(value: Any) -> Any:
         elif bare.is_quantized:
             said += [value.qscheme(), told(bare.int_repr()), told(bare.dequantize())]
         else:
-            whole = bare.resolve_conj().resolve_neg().contiguous()
+            whole = torch.empty(bare.shape, dtype=bare.dtype).copy_(bare)
             said += [tuple(bare.shape), whole.reshape(-1).view(torch.uint8).numpy().tobytes()]
     return said
 
@@ -658,6 +670,18 @@ def test_a_value_is_what_cloudpickle_makes_of_it_whichever_way_it_goes(family: s
             assert told(go(value)) == expected, (name, way)
     assert n_kinds >= 5
     assert pickling.fallbacks.count == before, "no reducer failed"
+
+
+def test_an_array_keeps_its_byte_order_which_pickle_loses_with_its_gaps() -> None:
+    for sent in (
+        np.arange(10, dtype=">i8")[::2],
+        np.broadcast_to(np.arange(5, dtype=">f4"), (3, 5)),
+    ):
+        for go in WAYS.values():
+            back = go(sent)
+            assert back.dtype == sent.dtype
+            assert back.dtype.byteorder == ">"
+            np.testing.assert_array_equal(back, sent)
 
 
 @quiet
