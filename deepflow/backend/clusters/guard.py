@@ -97,7 +97,7 @@ def _calls(tree: ast.Module, name: str) -> list[ast.Call]:
 
 def _is_imported_by_workers(main: ModuleType) -> bool:
     """As `multiprocessing.spawn` decides it."""
-    if dask.config.get("distributed.worker.multiprocessing-method") == "fork":
+    if dask.config.get("distributed.worker.multiprocessing-method", "spawn") == "fork":
         return False
     if getattr(main, "__file__", None) is None:
         return False  # a notebook, or python -c
