@@ -47,9 +47,13 @@ def lay_on_disk(folder: str, from_bytes: int) -> None:
     _disk = (folder, from_bytes)
 
 
+def _is_on_disk(size_bytes: int) -> bool:
+    return _disk is not None and size_bytes >= _disk[1]
+
+
 def _new_file(size_bytes: int) -> IO[bytes]:
     """A file without a name, which goes with its last mapping."""
-    if _disk is not None and size_bytes >= _disk[1]:
+    if _disk is not None and _is_on_disk(size_bytes):
         return tempfile.TemporaryFile(dir=_disk[0], buffering=0)
     return os.fdopen(os.memfd_create("deepflow-parcel", os.MFD_CLOEXEC), "w+b", buffering=0)
 
@@ -68,7 +72,15 @@ class Parcel:
     is known; `readonly` says of each whether what lies on it was read-only.
     """
 
-    __slots__ = ("__weakref__", "_lock", "buffers", "dtypes", "pickled", "readonly")
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+        "buffers",
+        "dtypes",
+        "on_disk_bytes",
+        "pickled",
+        "readonly",
+    )
 
     def __init__(
         self,
@@ -81,6 +93,8 @@ class Parcel:
         self.buffers = [memoryview(buffer) for buffer in buffers]
         self.dtypes = tuple(dtypes)
         self.readonly = tuple(readonly)
+        self.on_disk_bytes = 0
+        """Of its buffers, those in a file on disk: the process holds no memory for them."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -162,6 +176,8 @@ class Parcel:
                 note_file(mapping, file.fileno())
         except OSError:
             return False
+        if _is_on_disk(starts[-1]):
+            self.on_disk_bytes += sum(sizes)
         whole = memoryview(mapping)
         for index, start, size in zip(indexes, starts, sizes, strict=False):
             self.buffers[index] = whole[start : start + size]

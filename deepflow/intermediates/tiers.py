@@ -479,6 +479,8 @@ class TieredStore(MutableMapping[Any, Any]):
             value, copy, n_reads = entry.value, entry.copy, entry.n_reads
         if value is _GONE:
             return 0 if copy is None or copy.place.name != "memory" else self._demote(key, copy)
+        if copy is None and (freed := self._leave_on_disk(key, value, entry)):
+            return freed
         if copy is None:
             copy = self._store(key, value, entry)
             if copy is None:
@@ -501,6 +503,19 @@ class TieredStore(MutableMapping[Any, Any]):
         in_memory = copy.stored_bytes if copy.place.name == "memory" else 0
         self._tell(self._hooks.left, key)
         return max(1, entry.n_bytes - in_memory)
+
+    def _leave_on_disk(self, key: Any, value: Any, entry: _Entry) -> int:
+        """Count a value no longer whose readers have put it on disk; how many bytes that is."""
+        asked = getattr(type(value), "__deepflow_on_disk_bytes__", None)
+        on_disk_bytes = min(asked(value), entry.n_bytes) if asked is not None else 0
+        if on_disk_bytes <= entry.n_bytes // 2:
+            return 0
+        with self._lock:
+            if self._entries.get(key) is not entry or entry.value is not value:
+                return 0
+            self.heap_bytes -= on_disk_bytes
+            entry.n_bytes -= on_disk_bytes
+        return int(on_disk_bytes)
 
     def _store(self, key: Any, value: Any, entry: _Entry) -> _Copy | None:
         """Code a value and write it where it belongs; None where that is not possible."""

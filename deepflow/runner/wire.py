@@ -160,6 +160,10 @@ class Outcomes:
         """What counts as this object's size (see `intermediates.sizes`)."""
         return [entry.content for entry in self.entries]
 
+    def __deepflow_on_disk_bytes__(self) -> int:
+        """How much of it lies in files on disk: to write that again would free nothing."""
+        return sum(e.content.on_disk_bytes for e in self.entries if isinstance(e.content, Parcel))
+
     def __deepflow_pinned__(self) -> bool:
         """Whether it holds a value that lives in this process only, so that it must stay."""
         return any(isinstance(e.content, Stuck) and e.content.is_here for e in self.entries)

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import numpy as np
@@ -16,8 +17,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from deepflow.errors import ValueLostError
+from deepflow.intermediates import parcel as parcels
+from deepflow.intermediates.loading import HOME
+from deepflow.intermediates.parcel import Parcel
 from deepflow.intermediates.places import Disk, InMemory, Place, PlaceError, Remote
 from deepflow.intermediates.tiers import Hooks, TieredStore, Use
+from deepflow.runner.wire import Entry, Outcomes
 
 MB = 1_000_000
 Make = Callable[..., TieredStore]
@@ -631,3 +636,19 @@ def test_a_large_value_is_never_in_memory_twice(make: Make, tmp_path: Path) -> N
     finally:
         tracemalloc.stop()
     assert np.array_equal(value, noise(1, 128 * MB))
+
+
+def test_a_value_that_its_readers_have_put_on_disk_is_not_written_there_again(
+    make: Make, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_disk", (str(tmp_path), MB))
+    store = make()
+    outcomes = Outcomes([Entry(uuid4(), "done", Parcel.of(noise(0, 3 * MB)), "COMPLETED")])
+    opened = outcomes.entries[0].content.open(HOME)  # type: ignore[union-attr]
+    store["opened"] = outcomes
+    store["other"] = noise(1, 3 * MB)
+    settled(store, int(3.5 * MB))
+    assert store["opened"] is outcomes
+    assert store.tier_of("opened") == "heap"
+    assert np.array_equal(opened, noise(0, 3 * MB))
+    assert store.used_bytes()["heap"] < 3.5 * MB
