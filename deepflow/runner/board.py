@@ -12,6 +12,7 @@ of a run that was submitted inside a task and gets its end here.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class Board:
         self._changed = threading.Condition(self._lock)
         self._depth = 0
         self._finished: list[Item] = []
+        self._n_unlined = 0
+        """Finished items whose callbacks are not in line yet."""
         self._callbacks_lock = threading.Lock()
         self.calling = CallingThreads(logger)
 
@@ -66,6 +69,10 @@ class Board:
         finally:
             for item in finished:
                 self._call_back(item)
+            if finished:
+                with self._lock:
+                    self._n_unlined -= len(finished)
+                    self._changed.notify_all()
 
     def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Whether `holds()` came true within `timeout_s` seconds; not in a turn.
@@ -117,6 +124,7 @@ class Board:
         """`item` has reached its final state: what waits for that is called after this turn."""
         self._open.pop(item.run_id, None)
         self._finished.append(item)
+        self._n_unlined += 1
         if not self._open:
             self._changed.notify_all()
 
@@ -135,6 +143,16 @@ class Board:
         if is_late:
             self.calling.put(item.run_id, partial(self._call_next, item))
         return True
+
+    def wait_called(self, timeout_s: float) -> bool:
+        """Whether the callbacks of all finished items have returned within `timeout_s` seconds.
+
+        Not in a turn.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        if not self.wait_until(lambda: self._n_unlined == 0, timeout_s):
+            return False
+        return self.calling.wait_idle(max(0.0, deadline_s - time.monotonic()))
 
     def _call_back(self, item: Item) -> None:
         with self._callbacks_lock:

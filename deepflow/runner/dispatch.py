@@ -177,7 +177,7 @@ class Dispatcher:
 
     def wait_called(self, timeout_s: float) -> bool:
         """Whether all that is to be called for finished runs has returned in time."""
-        return self._board.calling.wait_idle(timeout_s)
+        return self._board.wait_called(timeout_s)
 
     def drain(self, n_sent: Mapping[str, int], timeout_s: float) -> None:
         """Wait until as many reports were taken in from each worker as it says it has sent."""

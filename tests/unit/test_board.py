@@ -102,6 +102,29 @@ def test_callbacks_of_an_item_are_called_in_order_also_those_that_come_late() ->
     assert not board.when_done(done, lambda: order.append(4)), "nothing is before it"
 
 
+def test_who_waits_for_callbacks_waits_for_those_that_are_not_in_line_yet() -> None:
+    """A run is done before its callbacks are in line: in between, nothing is to be called."""
+    board = Board(LOGGER)
+    done = item(board)
+    called = threading.Event()
+    board.when_done(done, called.set)
+    go_on = threading.Event()
+
+    def line_up_slowly(one: Item) -> None:
+        go_on.wait(PATIENCE_S)
+        Board._call_back(board, one)
+
+    board._call_back = line_up_slowly  # type: ignore[method-assign]
+    thread = threading.Thread(target=finish, args=(board, done), daemon=True)
+    thread.start()
+    assert done.wait(PATIENCE_S)
+    assert not board.wait_called(0.05)
+    go_on.set()
+    assert board.wait_called(PATIENCE_S)
+    assert called.is_set()
+    thread.join(PATIENCE_S)
+
+
 def test_a_turn_that_fails_still_calls_back_what_it_had_finished() -> None:
     board = Board(LOGGER)
     done = item(board)
