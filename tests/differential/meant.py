@@ -33,12 +33,17 @@ _BY_ID = (
     "are used again is chance"
 )
 _LOSES = "under threads the server never hears of states whose text is not UTF-8"
-_ROLLBACK = "a flow's transaction does not reach the processes of its submitted tasks; it is said"
+_ROLLBACK = "under prefect-dask a flow's transaction does not reach its submitted tasks"
 _SEES_FUTURES = "a naming function under threads sees the future, here its value"
 _RESOLVES_LESS = "Prefect itself cannot rebuild a defaultdict, or a field that is not in __init__"
 _NEVER_MOVES = "under threads a result never has to move"
 _SHOWS = "Prefect's engine breaks of an error whose text cannot be had, and leaves the run Running"
 _EXITS = "under threads what is no Exception ends the pool's thread, or the flow"
+_TOKENS = "prefect-dask walks arguments to name its Dask tasks: not what is deep or recursive"
+_NOT_TOLD = (
+    "Dask's own error names neither task nor type, and consumers elsewhere may wait for ever"
+)
+_SHARED = "prefect-dask hands one upstream result to all of a worker's runs"
 _LATE = "under threads a task reads its globals when it runs, not when it was submitted"
 
 MEANT = (
@@ -46,6 +51,7 @@ MEANT = (
     Meant("*", "results.*", "edges", _BY_ID),
     Meant("*", "storage.*", "edges", _BY_ID),
     Meant("*", "effects.*", "edges", _BY_ID),
+    Meant("*", "order.a_future_under_way*", "edges", _BY_ID),
     Meant("*", "order.a_future_elsewhere*", "records", "refused at the submit: there is no run"),
     Meant("*", "order.a_naming_function*", "records", _SEES_FUTURES),
     Meant("*", "order.futures_*in_containers*", "records", _RESOLVES_LESS),
@@ -55,7 +61,7 @@ MEANT = (
     Meant("*", "errors.the_state*", "records", _SHOWS),
     Meant("*", "errors.what_is_no_exception*", "records", _EXITS),
     Meant("*", "text.*", "records", _LOSES),
-    Meant("[!t]*", "effects.a_rollback_of_submitted*", "all", _ROLLBACK),
+    Meant("prefect-dask", "effects.a_rollback_of_submitted*", "all", _ROLLBACK),
     # -- Prefect's threads: one process, one set of objects ------------------------------------
     Meant("threads", "code.what_is_shipped_is_what_was_at_the_submit", "value", _LATE),
     Meant("threads", "code.a_set_that_a_run_writes_to*", "value", _ONE_OBJECT),
@@ -66,7 +72,6 @@ MEANT = (
     Meant("threads", "code.a_captured_array_is_each_runs_own*", "value", _ONE_OBJECT),
     Meant("threads", "code.a_second_flow_run*", "value", _ONE_OBJECT),
     Meant("threads", "arguments.*", "value", _ONE_OBJECT),
-    Meant("threads", "nesting.*writes*", "value", _ONE_OBJECT),
     Meant("threads", "nesting.*write_to*", "value", _ONE_OBJECT),
     Meant("threads", "nesting.nested_runs_are_fresh", "value", _ONE_OBJECT),
     Meant("threads", "order.a_future_elsewhere*", "value", "threads hand it over silently"),
@@ -76,6 +81,12 @@ MEANT = (
     Meant("threads", "errors.the_state*", "value", _SHOWS),
     Meant("threads", "errors.what_is_no_exception*", "value", _EXITS),
     Meant("threads", "storage.a_persisted_result_is*", "value", _ONE_OBJECT),
+    # -- prefect-dask -------------------------------------------------------------------------
+    Meant("prefect-dask", "results.odd_values_*", "all", _TOKENS),
+    Meant("prefect-dask", "results.*cannot_travel*", "value", _NOT_TOLD),
+    Meant("prefect-dask", "arguments.*consumer*", "value", _SHARED),
+    Meant("prefect-dask", "arguments.*result*", "value", _SHARED),
+    Meant("prefect-dask", "arguments.*comes_back*", "value", _SHARED),
     Meant("threads", "dask.*", "value", "there is no Dask under threads"),
     Meant("*", "dask.*", "records", "there is no Dask under threads"),
 )

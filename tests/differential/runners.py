@@ -75,7 +75,11 @@ class Setting:
 
 _TWO = Shape()
 
-THREADS = Setting("threads", "threads", quick="all")
+THREADS = Setting(
+    "threads",
+    "threads",
+    quick=("code", "effects", "errors", "nesting", "order", "results", "storage"),
+)
 SETTINGS = (
     THREADS,
     Setting("prefect-dask", "prefect-dask", Shape(of="prefect-dask")),

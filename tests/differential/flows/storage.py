@@ -216,7 +216,7 @@ def records_are_found_in_the_next_flow_run(runner):
             note(path, "ran")
             return np.arange(40_000)
 
-        def body(path, kept=kept):
+        def body(path):
             return int(kept.submit(path).result()[1])
 
         got = [flow(body, name="f", task_runner=runner())(path) for _ in range(2)]
