@@ -23,6 +23,10 @@ class Model:
     step: int = 0
 
 
+class Array(np.ndarray):
+    pass
+
+
 class Box:
     def __init__(self, content):
         self.content = content
@@ -36,6 +40,7 @@ def kinds(n):
         "strided": np.zeros(2 * n)[::2],
         "structured": np.zeros(n, dtype=[("a", "f8"), ("b", "i4")]),
         "masked": np.ma.zeros(n),
+        "subclass": np.zeros(n).view(Array),
         "objects": np.array([0.0] * n, dtype=object),
         "frame": pd.DataFrame({"x": np.zeros(n), "s": ["a"] * n}),
         "series": pd.Series(np.zeros(n), name="x"),
@@ -66,7 +71,7 @@ def linear(n):
 
 def write(kind, v):
     """Write to a value of a kind; how often that has been done to it, this time included."""
-    if kind in ("array", "strided", "masked", "objects", "list", "deque"):
+    if kind in ("array", "strided", "masked", "subclass", "objects", "list", "deque"):
         v[0] += 1
         return int(v[0])
     if kind == "matrix":
@@ -159,10 +164,10 @@ def after(v, kind, _=None):
     return write(kind, v)
 
 
-@case(of_each(KINDS, [1, 1]), sizes=BOTH)
+@case(of_each(KINDS, [1, 1, 1]), sizes=BOTH)
 def runs_that_write_to_one_argument(n):
     values = kinds(n)
-    runs = {k: [write_to.submit(k, values[k]) for _ in range(2)] for k in KINDS}
+    runs = {k: [write_to.submit(k, values[k]) for _ in range(3)] for k in KINDS}
     return each(KINDS, lambda k: [run.result() for run in runs[k]])
 
 
@@ -180,10 +185,10 @@ def mapped_runs_that_write_to_one_element(n):
     return each(SOME, lambda k: futures[k].result())
 
 
-@case(of_each(KINDS, [1, 1]), sizes=BOTH)
+@case(of_each(KINDS, [1, 1, 1]), sizes=BOTH)
 def consumers_that_write_to_one_result(n):
     made = {k: make.submit(k, n) for k in KINDS}
-    runs = {k: [after.submit(made[k], k) for _ in range(2)] for k in KINDS}
+    runs = {k: [after.submit(made[k], k) for _ in range(3)] for k in KINDS}
     return each(KINDS, lambda k: [run.result() for run in runs[k]])
 
 
