@@ -84,6 +84,7 @@ MEANT = (
     # -- prefect-dask -------------------------------------------------------------------------
     Meant("prefect-dask", "results.odd_values_*", "all", _TOKENS),
     Meant("prefect-dask", "results.*cannot_travel*", "value", _NOT_TOLD),
+    Meant("prefect-dask", "errors.*", "all", _NOT_TOLD),
     Meant("prefect-dask", "arguments.*consumer*", "value", _SHARED),
     Meant("prefect-dask", "arguments.*result*", "value", _SHARED),
     Meant("prefect-dask", "arguments.*comes_back*", "value", _SHARED),
