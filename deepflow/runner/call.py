@@ -160,7 +160,7 @@ class Call:
         """An item for one run, and its future."""
         references = References(self.session)
         inputs = self._inputs(parameters, wait_for, dependencies, references)
-        if not references and all(is_plain(v) for v in parameters.values()):
+        if not references and all(map(self._goes_plainly, parameters.values())):
             call = dumps_plain(parameters)
         else:
             call = dumps(parameters, references.find)
@@ -180,6 +180,12 @@ class Call:
         )
         return DeepflowFuture(item, self.session.dispatcher)
 
+    def _goes_plainly(self, value: object) -> bool:
+        """Whether there is nothing in an argument to be referred to."""
+        if not is_plain(value):
+            return False
+        return type(value) is not bytes or len(value) < self.session.settings.share_argument_bytes
+
     def _inputs(
         self,
         parameters: dict[str, Any],
@@ -195,7 +201,7 @@ class Call:
         links = bool(flow_run and flow_run.run_results)
         inputs: dict[str, set[Any]] = {}
         for name, value in parameters.items():
-            if links or not is_plain(value):
+            if links or not self._goes_plainly(value):
                 inputs[name] = references.visit(value)
             else:
                 inputs[name] = set()

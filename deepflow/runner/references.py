@@ -41,6 +41,7 @@ Pid = tuple[int, bool]
 """A persistent id in a pickle: the number of a reference, and whether it may have failed."""
 
 _UNVISITED: Final = (deque, frozenset, *map(type, ({}.keys(), {}.values(), {}.items())))
+_OCTETS: Final = (bytes, bytearray)
 _LOOKED_AT: Final = 10_000
 """Elements of such a container in which a state is looked for."""
 
@@ -55,6 +56,9 @@ class References:
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
         self._is_quoting = False
+        self._octets: set[int] = set()
+        """By `id`: bytes that are an argument or an element of one. Bytes that the pickle meets
+        elsewhere belong to an object's state, and some build themselves on their memory."""
         self.found: list[Reference] = []
         self.waits: list[tuple[Item | Ended, bool]] = []
         """Runs that are only waited for, and whether each may fail."""
@@ -107,6 +111,8 @@ class References:
                     inputs.add(TaskRunResult(id=run_id))
                 meet(one, isinstance(context.get("annotation"), allow_failure))
                 raise StopVisiting
+            if type(one) in _OCTETS:
+                self._octets.add(id(one))
             known = get_state_for_result(one)
             if known is not None and (result := known[0].state_details.to_run_result(known[1])):
                 inputs.add(result)
@@ -144,6 +150,8 @@ class References:
         return self._number(one, make), self._places[id(one)][1]
 
     def _large(self, value: Any) -> Pid | None:
+        if type(value) in _OCTETS and id(value) not in self._octets:
+            return None
         n_bytes = large_size(value, self._session.settings.share_argument_bytes)
         if not n_bytes:
             self._look_into(value)

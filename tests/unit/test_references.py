@@ -72,6 +72,9 @@ class Model(pydantic.BaseModel):
     inner: Any
 
 
+class Subclass(np.ndarray): ...
+
+
 class Opaque:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -245,3 +248,17 @@ def test_a_future_in_a_cell_of_a_large_frame_is_refused_in_words() -> None:
     known.visit(frame)
     with pytest.raises(UnresolvedInputError):
         dumps(frame, known.find)
+
+
+def test_bytes_within_another_object_are_not_shared_since_it_may_build_itself_on_them() -> None:
+    masked = np.ma.masked_array(np.zeros(50_000), mask=False)
+    for value in (masked, np.zeros(50_000).view(Subclass)):
+        known, shared = references()
+        known.visit(value)
+        dumps(value, known.find)
+        assert shared.sent == []
+    known, shared = references()
+    value = {"a": bytes(100_000), "b": [bytearray(100_000)]}
+    known.visit(value)
+    dumps(value, known.find)
+    assert len(shared.sent) == 2
