@@ -193,8 +193,11 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
                 return here
             return self._overruled(content.why, content.record)
         assert isinstance(content, Parcel)
+        # What has come from another process belongs to nobody else.
+        scheduler = self._dispatcher.client.scheduler
+        is_own = scheduler is not None and not str(scheduler.address).startswith("inproc")
         try:
-            state: State[R] = content.open(HOME)
+            state: State[R] = content.take(HOME) if is_own else content.open(HOME)
         except Exception as exc:  # noqa: BLE001 - unpickling runs the user's code
             return self._overruled(
                 f"the result of task {item.template.name!r} (run {item.name!r}) cannot be "
@@ -215,8 +218,8 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a DeepflowFuture cannot be pickled: pass it as a task's parameter (at any depth of "
-            "lists, tuples, dicts and objects) and the task gets its value"
+            "a DeepflowFuture cannot be pickled: pass it as a task's parameter, itself or in "
+            "lists, tuples, sets, dicts, dataclasses or pydantic models; the task gets its value"
         )
 
 
