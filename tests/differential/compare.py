@@ -8,13 +8,16 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import httpx
+
 from tests.integration.api import Api
 
 __all__ = ["CASE_TAG", "Record", "differs", "read_records", "records_differ", "still_open"]
 
 _NUMBERED = re.compile(r"-(\d+|[0-9a-f]{3}|[0-9a-f]{8}-[0-9a-f-]{27})$")
 _SETTLE_S = 20.0
-_STILL_S = 0.7
+_TRIES = 4
+_STILL_S = 1.5
 """Records that have not changed for so long will not."""
 CASE_TAG = "case:"
 
@@ -37,7 +40,7 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
     before: Any = None
     since_s = time.monotonic()
     while True:
-        runs = api.task_runs(flow_run_id)
+        runs = _task_runs(api, flow_run_id)
         state = [(run["id"], run["state_name"]) for run in runs]
         is_over = all(_is_over(run) for run in runs)
         now_s = time.monotonic()
@@ -45,7 +48,7 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
             before, since_s = state, now_s
         if (is_over and now_s - since_s > _STILL_S) or now_s > end_s:
             break
-        time.sleep(0.2)
+        time.sleep(0.5)
     names = {run["id"]: _NUMBERED.sub("", run["name"]) for run in runs}
     found: dict[str, list[Record]] = defaultdict(list)
     for run in runs:
@@ -69,6 +72,16 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
             )
         )
     return {of: tuple(sorted(records)) for of, records in found.items()}
+
+
+def _task_runs(api: Api, flow_run_id: UUID | str) -> list[dict[str, Any]]:
+    """All task runs of a flow run; a server that is too busy to answer is asked again."""
+    for _ in range(_TRIES):
+        try:
+            return api.task_runs(flow_run_id)
+        except httpx.TimeoutException:
+            continue
+    return api.task_runs(flow_run_id)
 
 
 def still_open(records: tuple[Record, ...]) -> list[Record]:

@@ -296,7 +296,8 @@ def run_graph(graph, path, is_copying):
             else:
                 options["result_serializer"] = node.keeps
         called = called.with_options(**options)
-        arguments = (number, node.op, node.detail, inputs, path, is_copying)
+        # What is called directly runs in this process and shares all with the flow, as ever.
+        arguments = (number, node.op, node.detail, inputs, path, is_copying or node.how == "call")
         if node.how == "map":
             shared = [unmapped(one) for one in arguments]
             given[number] = called.map(range(2), *shared, wait_for=waits)

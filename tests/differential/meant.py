@@ -43,6 +43,8 @@ _TOKENS = "prefect-dask walks arguments to name its Dask tasks: not what is deep
 _NOT_TOLD = (
     "Dask's own error names neither task nor type, and consumers elsewhere may wait for ever"
 )
+_SENT_LATER = "prefect-dask pickles a call a little after its submit"
+_LOOKS_LESS = "prefect-dask puts values and annotations in their places in fewer containers"
 _SHARED = "prefect-dask hands one upstream result to all of a worker's runs"
 _LATE = "under threads a task reads its globals when it runs, not when it was submitted"
 
@@ -85,6 +87,14 @@ MEANT = (
     Meant("prefect-dask", "results.odd_values_*", "all", _TOKENS),
     Meant("prefect-dask", "results.*cannot_travel*", "value", _NOT_TOLD),
     Meant("prefect-dask", "errors.*", "all", _NOT_TOLD),
+    Meant("prefect-dask", "order.a_failure_*", "all", _LOOKS_LESS),
+    Meant("prefect-dask", "order.futures_*in_containers*", "value", _LOOKS_LESS),
+    Meant("prefect-dask", "order.a_future_elsewhere*", "value", _LOOKS_LESS),
+    Meant("prefect-dask", "order.a_naming_function*", "value", _LOOKS_LESS),
+    Meant("prefect-dask", "order.what_is_quoted*", "value", _LOOKS_LESS),
+    Meant("prefect-dask", "order.states_are_arguments*", "value", _LOOKS_LESS),
+    Meant("prefect-dask", "arguments.*after_the_submit*", "value", _SENT_LATER),
+    Meant("prefect-dask", "code.what_is_shipped*", "value", _SENT_LATER),
     Meant("prefect-dask", "arguments.*consumer*", "value", _SHARED),
     Meant("prefect-dask", "arguments.*result*", "value", _SHARED),
     Meant("prefect-dask", "arguments.*comes_back*", "value", _SHARED),
