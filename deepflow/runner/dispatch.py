@@ -171,6 +171,10 @@ class Dispatcher:
         with self._board.turn():
             self._settling.overrule(item, state, record)
 
+    def tell_rolled_back(self, record: bytes) -> None:
+        """Tell the server that a run was rolled back; `record`: its pickled task run."""
+        self._settling.tell_rolled_back(record)
+
     def wait_idle(self, timeout_s: float) -> bool:
         """Whether everything was done within `timeout_s` seconds."""
         return self._board.wait_until(lambda: self._board.n_open == 0, timeout_s)

@@ -20,6 +20,7 @@ from deepflow.errors import RemoteTaskError
 from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.observe import metrics
+from deepflow.runner.transactions import StagedRecord
 
 if TYPE_CHECKING:
     from prefect.client.schemas import TaskRun
@@ -39,6 +40,8 @@ def value_of(state: State[Any]) -> Any:
 def packed(state: State[Any], task_run: TaskRun, task_name: str) -> Parcel | Stuck:
     """The state with its value, ready to leave the run. Never raises."""
     try:
+        if isinstance(state.data, StagedRecord):
+            state.data._run = _record_of(task_run, state)
         if type(value_of(state)) in _SCALARS:  # nothing that the plain pickler does not know
             return Parcel(pickle.dumps(state, protocol=5))
         return Parcel.of(state)
@@ -50,10 +53,14 @@ def packed(state: State[Any], task_run: TaskRun, task_name: str) -> Parcel | Stu
             "cannot leave the worker process that made it; return plain data instead, or use the "
             "object within the task that makes it"
         )
-        without_value = copy.copy(state)  # Prefect's `model_copy` gives it another time
-        without_value.data = None
-        record = task_run.model_copy(update={"state": without_value})
-        return Stuck(state, why, pickle.dumps(record, protocol=5))
+        return Stuck(state, why, _record_of(task_run, state))
+
+
+def _record_of(task_run: TaskRun, state: State[Any]) -> bytes:
+    """The pickled task run, its state without the value."""
+    without_value = copy.copy(state)  # Prefect's `model_copy` gives it another time
+    without_value.data = None
+    return pickle.dumps(task_run.model_copy(update={"state": without_value}), protocol=5)
 
 
 def let_travel(state: State[Any], task_name: str, scope: Scope) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 
 from deepflow.errors import InfrastructureError
 from deepflow.intermediates.parcel import Parcel
@@ -64,6 +64,13 @@ class Settling:
         outcome = "crashed" if state.is_crashed() else "cancelled"
         metrics.inc("deepflow_tasks_total", outcome=outcome)
         self.finish(item, Parcel.of(state).to_bytes(), state.type.value)
+
+    def tell_rolled_back(self, record: bytes) -> None:
+        """Tell the server that a run was rolled back; `record`: its pickled task run."""
+        state: State[Any] = Completed(
+            name="RolledBack", message="Task rolled back as part of transaction"
+        )
+        self._emit(pickle.loads(record), state)
 
     def overrule(self, item: Item, state: State[Any], record: bytes) -> None:
         """Give a run that is done another end, which the server hears of as well."""

@@ -52,6 +52,8 @@ class StagedRecord(ResultRecord[Any]):
 
     _values: dict[str, Any] = PrivateAttr(default_factory=dict)
     _writes: bool = PrivateAttr(default=False)
+    _run: bytes = PrivateAttr(default=b"")
+    """The pickled task run, for its end to be told anew if it is rolled back."""
 
     @classmethod
     def of(cls, record: ResultRecord[Any], transaction: BaseTransaction) -> StagedRecord:
@@ -92,17 +94,21 @@ class RunsOnWorkers(Transaction):
     """The child of a flow's transaction that stands for the runs submitted in it."""
 
     _futures: list[Any] = PrivateAttr(default_factory=list)
+    _runs: list[tuple[Transaction, Any, bytes]] = PrivateAttr(default_factory=list)
 
     def _children(self) -> list[Any]:
         """A transaction for each run that has completed, in the order in which they ended."""
         found: list[tuple[Any, Transaction]] = []
+        self._runs = []
         for future in self._futures:
             if not future.done():
                 continue
             state = future.state
             if not state.is_completed() or not isinstance(state.data, StagedRecord):
                 continue
-            found.append((state.timestamp, self._child(future._item.template.prefect_task, state)))
+            child = self._child(future._item.template.prefect_task, state)
+            found.append((state.timestamp, child))
+            self._runs.append((child, future, state.data._run))
         found.sort(key=lambda pair: pair[0])
         return [child for _, child in found]
 
@@ -138,7 +144,11 @@ class RunsOnWorkers(Transaction):
         """Roll the runs that are done back."""
         if self.state not in (TransactionState.ROLLED_BACK, TransactionState.COMMITTED):
             self.children = self._children()
-        return super().rollback()
+        done = super().rollback()
+        for child, future, run in self._runs:
+            if child.state == TransactionState.ROLLED_BACK and run:
+                future._dispatcher.tell_rolled_back(run)
+        return done
 
 
 def take_part(futures: list[DeepflowFuture[Any]]) -> None:
