@@ -13,15 +13,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.serving import api, server
 from tests.side_by_side import pytest_xdist_make_scheduler
 
-__all__ = ["pytest_xdist_make_scheduler"]
+__all__ = ["api", "pytest_xdist_make_scheduler", "server"]
 
 settings.register_profile("deepflow", derandomize=True, deadline=None)
 settings.load_profile("deepflow")
 
 
 LONGEST_FIRST = (
+    "test_flows.py",
     "test_prefect_dask_suite.py",
     "test_demo.py",
     "test_benchmarks.py",
