@@ -8,7 +8,7 @@ files that take longest begin first, so that no process is left alone with one a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -42,6 +42,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, in their order; the others keep theirs."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Let a report pass from process to process whose captured text is not UTF-8."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(data: object) -> object:
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(data, dict):
+        return {_as_utf8(name): _as_utf8(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(map(_as_utf8, data))
+    return data
 
 
 @pytest.fixture(scope="session", autouse=True)
