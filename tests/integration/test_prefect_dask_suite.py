@@ -30,6 +30,10 @@ timeout_method = thread
 MUCH_ALIKE = ("default_dask_task_runner", "dask_task_runner_with_process_pool")
 """Parameters of the tests: both are embedded clusters of processes, started anew for each test."""
 
+TIMED = "test_as_completed_yields_correct_order"
+"""Its tasks sleep for 1, 5 and 10 s and must end in that order: three workers have to be ready at
+once, which those of a busy machine may not be at the first try."""
+
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -107,9 +111,29 @@ def test_prefect_dasks_tests_pass_with_an_address_and_with_threads(
 ) -> None:
     left_out = " and ".join(f"not {name}" for name in MUCH_ALIKE)
     files = ["test_task_runners.py", "test_client.py"]
-    passed, output = run_suite(suite, tmp_path, files, "-k", left_out, limit_s=1200)
-    # 40 are left, and one skips itself where the runner was told `processes`.
-    assert passed >= 39, output[-3000:]
+    chosen = f"{left_out} and not {TIMED}"
+    passed, output = run_suite(suite, tmp_path, files, "-k", chosen, limit_s=1200)
+    # 38 are left, and one skips itself where the runner was told `processes`.
+    assert passed >= 37, output[-3000:]
+
+
+@pytest.mark.timeout(1300)
+def test_prefect_dasks_test_of_the_order_passes_once_three_workers_begin_together(
+    suite: Path, tmp_path: Path
+) -> None:
+    left_out = " and ".join(f"not {name}" for name in MUCH_ALIKE)
+    chosen = f"{left_out} and {TIMED}"
+    for n_tries_left in (2, 1, 0):
+        try:
+            passed, output = run_suite(
+                suite, tmp_path, ["test_task_runners.py"], "-k", chosen, limit_s=400
+            )
+        except AssertionError:
+            if n_tries_left == 0:
+                raise
+            continue
+        assert passed >= 2, output[-3000:]
+        return
 
 
 @pytest.mark.slow
