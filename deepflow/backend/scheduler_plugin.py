@@ -51,6 +51,8 @@ class Introduction:
     """A pickled function and its arguments, for every worker."""
     for_one: bytes | None
     """As `for_all`, for one worker after the other until the function returns True."""
+    at_last: bytes | None
+    """As `for_all`, after the others."""
 
 
 class ReportDeaths(SchedulerPlugin):
@@ -76,13 +78,14 @@ class ReportDeaths(SchedulerPlugin):
         prefix: str,
         for_all: bytes | None = None,
         for_one: bytes | None = None,
+        at_last: bytes | None = None,
         is_over: bool = False,
         **_: Any,
     ) -> None:
         """A session says who it is, or that it has ended in order."""
         others = [s for s in self._sessions.pop(client, []) if s.prefix != prefix]
         if not is_over:
-            others.append(Introduction(prefix, for_all, for_one))
+            others.append(Introduction(prefix, for_all, for_one, at_last))
         if others:
             self._sessions[client] = others
 
@@ -115,6 +118,8 @@ class ReportDeaths(SchedulerPlugin):
                 said = await _call(scheduler, session.for_one, [worker])
                 if said.get(worker) is True:
                     break
+            if session.at_last is not None:
+                await _call(scheduler, session.at_last, list(scheduler.workers))
 
     def update_graph(
         self, scheduler: Scheduler, *, annotations: Mapping[str, Mapping[Any, Any]], **_: Any

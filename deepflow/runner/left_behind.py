@@ -3,7 +3,8 @@
 On a cluster that outlives the driver, the scheduler notices that its connection has broken. After a
 while, for a connection may come back, it has the driver's last will carried out
 (`backend.scheduler_plugin`): every worker stops the driver's runs, and one of them, which knows the
-way to the server from the driver's context, says there what became of them. A cluster inside the
+way to the server from the driver's context, says there what became of them; then they all forget
+what they kept for the driver. A cluster inside the
 driver dies with it. So a driver also leaves a note in the state directory of its machine; the next
 driver there that speaks to the same server finds the notes of processes that are no more.
 
@@ -89,6 +90,13 @@ async def stop_runs(topic: str, dask_worker: Worker) -> None:
 
     agent_of(dask_worker).cancel_driver(topic)
     await asyncio.get_running_loop().run_in_executor(None, close_nested, topic)
+
+
+async def forget_driver(topic: str, dask_worker: Worker) -> None:
+    """Keep nothing more for the driver of `topic`; what its runs still say goes nowhere."""
+    from deepflow.runner.agent import agent_of
+
+    agent_of(dask_worker).depart(topic)
 
 
 async def record_on_worker(topic: str, flow_run_id: UUID, dask_worker: Worker) -> bool:

@@ -48,7 +48,7 @@ from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Code, Item
-from deepflow.runner.left_behind import Note, clean_up, record_on_worker, stop_runs
+from deepflow.runner.left_behind import Note, clean_up, forget_driver, record_on_worker, stop_runs
 from deepflow.runner.lru import LruCache
 from deepflow.runner.outgoing import clean_api_logs, clean_requests
 from deepflow.runner.placing import Placing
@@ -184,7 +184,9 @@ class Session:
         flow_run = None if self.is_nested or context is None else context.flow_run
         will: dict[str, bytes] = {}
         if not self.is_nested:
-            will["for_all"] = pickle.dumps((pickle.dumps(stop_runs), pickle.dumps((self.topic,))))
+            topic = pickle.dumps((self.topic,))
+            will["for_all"] = pickle.dumps((pickle.dumps(stop_runs), topic))
+            will["at_last"] = pickle.dumps((pickle.dumps(forget_driver), topic))
         if flow_run is not None:
             arguments = pickle.dumps((self.topic, flow_run.id))
             will["for_one"] = pickle.dumps((pickle.dumps(record_on_worker), arguments))

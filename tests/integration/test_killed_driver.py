@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 
 from deepflow.backend import scheduler_plugin
@@ -79,6 +80,14 @@ def kill_a_driver(
     return flow_run_id
 
 
+def kept_for_drivers(dask_worker: Any) -> tuple[int, int]:
+    """How many contexts and drivers a worker keeps something for."""
+    from deepflow.runner.agent import agent_of
+
+    agent = agent_of(dask_worker)
+    return len(agent._contexts), len(agent._drivers)
+
+
 def test_the_scheduler_ends_the_runs_of_a_driver_that_was_killed(
     cluster: LocalCluster, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +110,8 @@ def test_the_scheduler_ends_the_runs_of_a_driver_that_was_killed(
     assert set(variables) <= before
     begun = names(path).count("begins")
     until(lambda: names(path).count("stopped") == begun, PATIENCE_S)
+    with Client(cluster, set_as_default=False) as watching:
+        until(lambda: set(watching.run(kept_for_drivers).values()) == {(0, 0)}, PATIENCE_S)
 
 
 def test_the_next_driver_ends_the_runs_of_one_that_was_killed_with_its_cluster(

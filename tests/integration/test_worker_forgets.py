@@ -25,20 +25,20 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
         yield watching
 
 
-def kept_for_drivers(dask_worker: Any) -> dict[str, int]:
-    """What a worker has that belongs to flow runs."""
+def kept_for_drivers(dask_worker: Any) -> set[str]:
+    """What a worker has that belongs to flow runs: their topics, and dispatchers."""
     from deepflow.runner.agent import agent_of
 
     agent = agent_of(dask_worker)
-    names = [thread.name for thread in threading.enumerate()]
-    return {
-        "contexts": len(agent._contexts),
-        "drivers": len(agent._drivers),
-        "dispatchers": names.count("deepflow-dispatcher"),
-    }
+    contexts = {scope.captured.events_topic for scope, _ in agent._contexts._entries.values()}
+    dispatchers = {t.name for t in threading.enumerate() if t.name == "deepflow-dispatcher"}
+    return contexts | set(agent._drivers) | dispatchers
 
 
-NOTHING = {"contexts": 0, "drivers": 0, "dispatchers": 0}
+def left_behind(client: Client, before: dict[str, set[str]]) -> set[str]:
+    """What the workers keep that they did not keep before."""
+    kept = client.run(kept_for_drivers)
+    return set().union(*(kept[worker] - before[worker] for worker in kept))
 
 
 @task
@@ -66,9 +66,12 @@ def test_a_flow_run_that_is_over_leaves_nothing(cluster: LocalCluster, client: C
         stopped.wait()
         return results
 
+    variables = cluster.scheduler.extensions["variables"].variables
+    variables_before = set(variables)
+    before = client.run(kept_for_drivers)
     assert run_on(cluster, body).result() == [0, 2, 4, 6, 8, 10]
-    assert list(client.run(kept_for_drivers).values()) == [NOTHING, NOTHING]
-    assert not cluster.scheduler.extensions["variables"].variables
+    assert not left_behind(client, before)
+    assert set(variables) <= variables_before
 
 
 def test_flow_runs_that_fail_leave_nothing_either(cluster: LocalCluster, client: Client) -> None:
@@ -76,8 +79,9 @@ def test_flow_runs_that_fail_leave_nothing_either(cluster: LocalCluster, client:
         outer.map(range(6)).result()
         raise RuntimeError("the flow fails")
 
+    before = client.run(kept_for_drivers)
     assert run_on(cluster, body).state.is_failed()
-    assert list(client.run(kept_for_drivers).values()) == [NOTHING, NOTHING]
+    assert not left_behind(client, before)
 
 
 def reports_missing() -> float:
