@@ -210,6 +210,12 @@ class Settings(BaseSettings):
         description="Where results go that fit nowhere else: any URL of fsspec, such as "
         "s3://bucket/scratch. What is put there is removed with its result.",
     )
+    preload: str = Field(
+        "",
+        description="Modules that an embedded cluster's workers have imported when they start, "
+        "beside Prefect, Dask and what the starting process uses: names with commas between; "
+        "off: each worker imports all for itself. On Linux.",
+    )
     worker_silence_s: float = Field(
         60.0,
         gt=0,
@@ -230,6 +236,20 @@ class Settings(BaseSettings):
         if fault is not None:
             raise ValueError(fault)
         return address
+
+    @field_validator("preload")
+    @classmethod
+    def _preload_is_names(cls, preload: str) -> str:
+        for name in filter(None, map(str.strip, preload.split(","))):
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"{name!r} is no module's name; give names such as polars,mylib")
+        return preload
+
+    @property
+    def preloaded_modules(self) -> tuple[str, ...] | None:
+        """The names in `preload`; None where workers import for themselves."""
+        names = tuple(filter(None, map(str.strip, self.preload.split(","))))
+        return None if names == ("off",) else names
 
     @field_validator("placement")
     @classmethod

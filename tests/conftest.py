@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 
+import distributed.deploy.local
 import pytest
 from hypothesis import settings
 
+from deepflow.backend.clusters import warm
 from tests.serving import api, server
 from tests.side_by_side import pytest_xdist_make_scheduler
 
@@ -33,9 +35,20 @@ LONGEST_FIRST = (
 """Names of files, by what they take."""
 
 
+IN_WORKERS = ("numpy", "pandas", "pyarrow", "scipy", "torch", "prefect_dask")
+"""Modules that workers have loaded when they start. Not polars: it does not stand being forked."""
+
+
 def pytest_configure() -> None:
-    """Let the processes that run side by side name their tests alike, also those made of sets."""
+    """Let the processes that run side by side name their tests alike, also those made of sets.
+
+    Also let clusters in these processes, whoever makes them, fork their workers as ours do: to
+    spawn one costs seconds of the processor for its imports.
+    """
     os.environ.setdefault("PYTHONHASHSEED", "0")
+    if warm.is_possible():
+        warm.preload(IN_WORKERS)
+        distributed.deploy.local.Nanny = warm.WarmNanny  # type: ignore[misc]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

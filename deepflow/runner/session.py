@@ -297,7 +297,11 @@ class Session:
             encrypted = {} if security is None else {"security": security}
             with dask.config.set(silence):
                 return self._stack.enter_context(
-                    local_cluster(config.local, **{**encrypted, **config.cluster_kwargs})
+                    local_cluster(
+                        config.local,
+                        imported=self.settings.preloaded_modules,
+                        **{**encrypted, **config.cluster_kwargs},
+                    )
                 )
         is_here = isinstance(make, type) and issubclass(make, distributed.LocalCluster)
         if is_here and config.cluster_kwargs.get("processes") is not False:

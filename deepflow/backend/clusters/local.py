@@ -21,6 +21,7 @@ from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 from distributed.system import MEMORY_LIMIT
 
+from deepflow.backend.clusters import warm
 from deepflow.backend.clusters.guard import refuse_unguarded_script
 from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
@@ -86,7 +87,10 @@ class UnlikeWorkersCluster(_Patient):
 
 
 def local_cluster(
-    classes: Sequence[WorkerClass] | None = None, **cluster_kwargs: Any
+    classes: Sequence[WorkerClass] | None = None,
+    *,
+    imported: Sequence[str] | None = (),
+    **cluster_kwargs: Any,
 ) -> LocalCluster | UnlikeWorkersCluster:
     """Start a cluster on this machine; close it with ``close()`` or by leaving ``with``.
 
@@ -94,6 +98,10 @@ def local_cluster(
     class's workers get its threads, memory limit, resources and labels (see `deepflow.hints` for
     how labels travel), so that everything about unlike workers can be tried here; resources such
     as GPUs are taken at their word.
+
+    Where that is possible, workers are forked from a process that has the libraries imported, and
+    the modules that ``imported`` names; with None each worker imports them for itself
+    (`deepflow.backend.clusters.warm`).
 
     ``cluster_kwargs`` are those of `LocalCluster`, and with classes all but the ones the classes
     say themselves. The dashboard listens on any free port of this host unless asked otherwise.
@@ -103,9 +111,16 @@ def local_cluster(
     if cluster_kwargs.get("processes") is not False:
         refuse_unguarded_script()
     cluster_kwargs.setdefault("dashboard_address", "127.0.0.1:0")
+    nanny: type[Nanny] = Nanny
+    if imported is not None and warm.is_possible():
+        warm.preload(imported)
+        nanny = warm.WarmNanny
     if classes is None:
+        shape = _machine_shape(cluster_kwargs)
+        if cluster_kwargs.get("processes") is not False and not cluster_kwargs.get("worker_class"):
+            cluster_kwargs["worker_class"] = nanny
         return AlikeWorkersCluster(  # type: ignore[no-untyped-call]
-            **_machine_shape(cluster_kwargs), **cluster_kwargs
+            **shape, **cluster_kwargs
         )
     checked = _checked(classes)
     for said, instead in _SAID_BY_CLASSES.items():
@@ -114,7 +129,7 @@ def local_cluster(
                 f"{said}={cluster_kwargs[said]!r} contradicts the worker classes; "
                 f"set {instead!r} of each WorkerClass instead"
             )
-    return _unlike_workers(checked, **cluster_kwargs)
+    return _unlike_workers(checked, nanny, **cluster_kwargs)
 
 
 def _machine_shape(cluster_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +172,7 @@ def _checked(classes: Sequence[WorkerClass]) -> tuple[WorkerClass, ...]:
 
 def _unlike_workers(
     classes: tuple[WorkerClass, ...],
+    nanny: type[Nanny],
     *,
     dashboard_address: str | None,
     name: str | None = None,
@@ -200,7 +216,7 @@ def _unlike_workers(
     total_threads = max(CPU_COUNT, sum(c.count * c.threads for c in classes))
     workers = {
         worker_name: {
-            "cls": Nanny,
+            "cls": nanny,
             "options": {
                 "dashboard": False,
                 "silence_logs": silence_logs,
