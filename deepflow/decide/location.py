@@ -68,6 +68,13 @@ class Location:
         """Whether it says anything about where to run."""
         return bool(self.hosts or self.workers or self.racks or self.zones)
 
+    @property
+    def finest(self) -> Closeness:
+        """The closest that is known of it: what a demand to run where it lies asks for."""
+        if self.hosts or self.workers:
+            return "host"
+        return "rack" if self.racks else "zone"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
@@ -144,7 +151,7 @@ def nearest_workers(
     """Addresses of the workers that are closest to `location`, those with most of it first.
 
     All of them are equally close (all in its rack, say), and none is farther than `within`: for a
-    demand to run where the data is, that is `"host"`. Empty if there is no such worker.
+    demand to run where the data is, that is `location.finest`. Empty if there is no such worker.
     """
     farthest = min(CLOSENESS.index(within), CLOSENESS.index("zone"))
     found: dict[int, list[tuple[float, str]]] = {}

@@ -145,7 +145,7 @@ class Call:
         if not close and self.session.is_located(elsewhere):
             raise UnplaceableError(
                 f"task {self.task.name!r}: near={elsewhere[0].value!r} with strict=True, and no "
-                "worker is on a host that has it; leave strict out or start a worker there"
+                "worker is where it lies; leave strict out or start a worker there"
             )
         return close, []
 

@@ -443,7 +443,8 @@ class Session:
     def workers_near(self, nears: Sequence[Near], *, strict: bool) -> tuple[str, ...]:
         """Addresses of the workers closest to the first of these that is known to lie somewhere.
 
-        `strict`: only those on the very host. Empty: nothing is known, or nobody is close.
+        `strict`: only those on its very host, or in its rack or zone where no more is known of it.
+        Empty: nothing is known, or nobody is close.
         """
         if self._locator is None:
             self._locator = Locator(count=_count_fallback)
@@ -454,7 +455,8 @@ class Session:
         ]
         for location in self._locator.locate_all(nears):
             if location:
-                close = nearest_workers(location, places, within="host" if strict else "zone")
+                within = location.finest if strict else "zone"
+                close = nearest_workers(location, places, within=within)
                 if close:
                     return tuple(close)
         return ()

@@ -33,6 +33,8 @@ SAYS = {
         "(compression saved 8",
         "Both say the same: True.",
     ],
+    "08_own_resolver.py": ["6 of 6 recordings were read in their hall."],
+    "09_many_flow_runs.py": ["Every short run ended before the long one: True."],
     "06_own_policy.py": ["stock  ", "heft  ", "frugal  "],
     "04_survive_a_worker.py": [
         "Killed worker process",

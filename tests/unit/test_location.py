@@ -149,6 +149,17 @@ def test_the_nearest_workers_are_equally_close_and_those_with_most_come_first() 
     assert nearest_workers(location, [worker(zone="us")], within="remote") == ()
 
 
+def test_a_demand_asks_for_the_closest_that_is_known_of_a_place() -> None:
+    holder = Holder("here")
+    assert Location(workers=("tcp://10.0.0.1:4000",)).finest == "host"
+    assert Location(hosts=(holder,), racks=(holder,), zones=("eu",)).finest == "host"
+    assert Location(racks=(holder,), zones=("eu",)).finest == "rack"
+    zone = Location(zones=("eu",))
+    inside, outside = worker("tcp://10.0.0.1:1", zone="eu"), worker("tcp://10.0.0.2:1", zone="us")
+    assert nearest_workers(zone, [outside, inside], within=zone.finest) == ("tcp://10.0.0.1:1",)
+    assert nearest_workers(zone, [outside], within=zone.finest) == ()
+
+
 def test_an_empty_location_says_nothing_and_all_values_can_travel() -> None:
     assert not Location(n_bytes=5)
     location = on("h1", "10.0.0.1")
