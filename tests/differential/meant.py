@@ -43,6 +43,7 @@ _TOKENS = "prefect-dask walks arguments to name its Dask tasks: not what is deep
 _NOT_TOLD = (
     "Dask's own error names neither task nor type, and consumers elsewhere may wait for ever"
 )
+_CANCELLED = "under prefect-dask a run whose task raises CancelledError stays Pending"
 _SENT_LATER = "prefect-dask pickles a call a little after its submit"
 _LOOKS_LESS = "prefect-dask puts values and annotations in their places in fewer containers"
 _SHARED = "prefect-dask hands one upstream result to all of a worker's runs"
@@ -86,7 +87,10 @@ MEANT = (
     # -- prefect-dask -------------------------------------------------------------------------
     Meant("prefect-dask", "results.odd_values_*", "all", _TOKENS),
     Meant("prefect-dask", "results.*cannot_travel*", "value", _NOT_TOLD),
-    Meant("prefect-dask", "errors.*", "all", _NOT_TOLD),
+    Meant("prefect-dask", "errors.errors_*", "all", _NOT_TOLD),
+    Meant("prefect-dask", "errors.the_state_of_a_future*", "all", _NOT_TOLD),
+    Meant("prefect-dask", "errors.a_consumer_that_allows*", "records", _LOOKS_LESS),
+    Meant("prefect-dask", "errors.what_is_no_exception*", "value", _CANCELLED),
     Meant("prefect-dask", "order.a_failure_*", "all", _LOOKS_LESS),
     Meant("prefect-dask", "order.futures_*in_containers*", "value", _LOOKS_LESS),
     Meant("prefect-dask", "order.a_future_elsewhere*", "value", _LOOKS_LESS),
