@@ -299,11 +299,13 @@ def load_settings(**arguments: Any) -> Settings:
     _refuse_unknown_variables(os.environ)
     path = _config_path(os.environ)
     if path is not None:
-        _refuse_unknown(_read_file(path), where=str(path))
+        in_file = _read_file(path)
+        _refuse_tables(in_file, path)
+        _refuse_unknown(in_file, where=str(path))
     try:
         return Settings(**arguments)
     except ValidationError as error:
-        words = _in_words(error, setting_sources(arguments))
+        words = _in_words(error, setting_sources(arguments), path)
     # Not within the handler: what pydantic says would be printed before it, and says less.
     raise ConfigurationError(words)
 
@@ -336,6 +338,16 @@ def _config_path(environment: Mapping[str, str]) -> Path | None:
             f"{ENV_CONFIG}={named!r} is no file; give the path of a TOML file, or unset it"
         )
     return None
+
+
+def _refuse_tables(said: Mapping[str, object], path: Path) -> None:
+    """Raise for a table in the file: settings have none, so whatever is in it would be lost."""
+    for name, value in said.items():
+        if isinstance(value, dict) and name not in Settings.model_fields:
+            raise ConfigurationError(
+                f"{path} has the table [{name}], but settings stand at the top of the file, "
+                "without a table; take the line out"
+            )
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
@@ -375,7 +387,7 @@ def _advice(name: str, known: tuple[str, ...]) -> str:
     return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}"
 
 
-def _in_words(error: ValidationError, sources: Mapping[str, Source]) -> str:
+def _in_words(error: ValidationError, sources: Mapping[str, Source], path: Path | None) -> str:
     """pydantic's findings, each as setting, value, where it was said, and what would be right."""
     found = []
     for finding in error.errors(include_url=False):
@@ -383,7 +395,8 @@ def _in_words(error: ValidationError, sources: Mapping[str, Source]) -> str:
         if not name:
             found.append(finding["msg"].removeprefix("Value error, "))
             continue
-        source = sources.get(name.partition(".")[0], "default")
+        source: object = sources.get(name.partition(".")[0], "default")
+        source = path if source == "file" else source
         cause = _cause(finding, Settings.model_fields.get(name))
         said = f"{name}={finding['input']!r}"
         cause = cause.removeprefix(f"{said} ")
@@ -402,6 +415,14 @@ _NO_VALUE: Final = {
 """What is wrong, by the first word of pydantic's type of error."""
 
 
+_OUT_OF_BOUNDS: Final = {
+    "greater_than": "is too small",
+    "greater_than_equal": "is too small",
+    "less_than": "is too large",
+    "less_than_equal": "is too large",
+}
+
+
 def _cause(finding: ErrorDetails, field: FieldInfo | None) -> str:
     """Why a value cannot be, and which could."""
     kind = finding["type"]
@@ -415,6 +436,8 @@ def _cause(finding: ErrorDetails, field: FieldInfo | None) -> str:
     wrong = _NO_VALUE.get(kind.partition("_")[0], "")
     if kind == "string_too_short":
         wrong = "is empty"
+    elif kind in _OUT_OF_BOUNDS:
+        wrong = _OUT_OF_BOUNDS[kind]
     elif not wrong:
         wrong = finding["msg"]
     return f"{wrong}; {_remedy(field)}"

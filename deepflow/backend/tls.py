@@ -118,5 +118,8 @@ def write_certificates(folder: Path) -> list[Path]:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(content)
     except OSError as exc:
-        raise ConfigurationError(f"the certificates cannot be written to {folder}: {exc}") from exc
+        raise ConfigurationError(
+            f"the certificates cannot be written to {folder} ({exc.strerror}); name a folder that "
+            "can be made or written to"
+        ) from exc
     return [folder / name for name in contents]

@@ -73,18 +73,33 @@ def is_auto(address: object) -> bool:
 
 
 async def try_address(
-    address: str, security: Security | None, timeout_s: float = TIMEOUT_S
+    address: str,
+    security: Security | None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    is_patient: bool = True,
 ) -> Trial:
-    """Connect, ask, and have something echoed. Raises nothing: what went wrong is in the trial."""
-    return (await _try_all([address], security, timeout_s))[0]
+    """Connect, ask, and have something echoed. Raises nothing: what went wrong is in the trial.
+
+    `is_patient`: where the connection is refused, try again until `timeout_s` is over, since a
+    scheduler may be starting.
+    """
+    return (await _try_all([address], security, timeout_s, is_patient))[0]
 
 
-async def pick(address: str, security: Security | None, timeout_s: float = TIMEOUT_S) -> Choice:
-    """Try every way to ``auto://host``, and take the best.
+async def pick(
+    address: str,
+    security: Security | None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    is_patient: bool = True,
+) -> Choice:
+    """Try every way to ``auto://host``, and take the best; `is_patient` as in `try_address`.
 
     `ClusterUnreachableError`, with what each failed of, where nothing answers.
     """
-    trials = await _try_all(candidates(address, _encrypts(security)), security, timeout_s)
+    ways = candidates(address, _encrypts(security))
+    trials = await _try_all(ways, security, timeout_s, is_patient)
     chosen = choose(trials)
     if chosen is None:
         failed = "; ".join(f"{trial.address}: {trial.error}" for trial in trials)
@@ -96,13 +111,16 @@ async def pick(address: str, security: Security | None, timeout_s: float = TIMEO
     return Choice(chosen.address, tuple(trials))
 
 
-async def _try_all(ways: Sequence[str], security: Security | None, timeout_s: float) -> list[Trial]:
+async def _try_all(
+    ways: Sequence[str], security: Security | None, timeout_s: float, is_patient: bool
+) -> list[Trial]:
     """All at once up to who answers, for Dask goes on trying until the deadline where nobody does;
     then one after the other, lest they share the link while they are measured."""
     arguments: dict[str, Any] = {}
     if security is not None and _encrypts(security):
         arguments = security.get_connection_args("client")
-    greeting = [asyncio.create_task(_greet(way, arguments, timeout_s)) for way in ways]
+    greet = _greet if is_patient else _greet_now
+    greeting = [asyncio.create_task(greet(way, arguments, timeout_s)) for way in ways]
     deadline_s = time.monotonic() + timeout_s
     open_tasks: set[asyncio.Task[tuple[Comm, float]]] = set(greeting)
     while open_tasks and time.monotonic() < deadline_s:
@@ -127,13 +145,24 @@ async def _outcome(
     except asyncio.CancelledError:
         return Trial(address, error="no answer in time")
     except Exception as exc:  # noqa: BLE001 - whatever a way fails of, the next one is tried
-        return Trial(address, error=_in_words(exc))
+        return Trial(address, error=_why(exc))
     try:
         return await asyncio.wait_for(_measured(address, comm, connect_s), timeout_s)
     except Exception as exc:  # noqa: BLE001 - as above
         return Trial(address, error=_in_words(exc))
     finally:
         comm.abort()
+
+
+async def _greet_now(
+    address: str, arguments: dict[str, Any], timeout_s: float
+) -> tuple[Comm, float]:
+    """As `_greet`; Dask would go on trying where the connection is refused."""
+    found = endpoint(address)
+    if found is not None:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(*found), timeout_s)
+        writer.close()
+    return await _greet(address, arguments, timeout_s)
 
 
 async def _greet(address: str, arguments: dict[str, Any], timeout_s: float) -> tuple[Comm, float]:
@@ -260,9 +289,15 @@ def reach_now(address: str, security: Security | None, timeout_s: float) -> None
     _in_own_loop(lambda: reach(address, security, timeout_s))
 
 
-def pick_now(address: str, security: Security | None, timeout_s: float = TIMEOUT_S) -> Choice:
+def pick_now(
+    address: str,
+    security: Security | None,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    is_patient: bool = True,
+) -> Choice:
     """As `pick`, for callers that may have an event loop of their own."""
-    return _in_own_loop(lambda: pick(address, security, timeout_s))
+    return _in_own_loop(lambda: pick(address, security, timeout_s, is_patient=is_patient))
 
 
 def _in_own_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -13,12 +13,14 @@ from deepflow.errors import DeepflowError, nearest
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
     "certificates": "deepflow.cli.certificates",
+    "completion": "deepflow.cli.completion",
     "connect": "deepflow.cli.connect",
     "demo": "deepflow.cli.demo",
     "explain": "deepflow.cli.explain",
     "metrics": "deepflow.cli.metrics",
     "replay": "deepflow.cli.replay",
     "results": "deepflow.cli.results",
+    "runs": "deepflow.cli.runs",
     "settings": "deepflow.cli.settings",
     "simulate": "deepflow.cli.simulate",
     "version": "deepflow.cli.version",
@@ -68,12 +70,33 @@ class _Refused(click.ClickException):
 
 def _in_words(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}{error.strerror}; make room there, or name another place"
     return f"{where}{error.strerror or error}; check the path and your rights there"
 
 
+def _tell_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not context.resilient_parsing:
+        from deepflow.cli.version import installed_version
+
+        click.echo(f"deepflow {installed_version()}")
+        context.exit()
+
+
 @click.group(cls=_Rooms, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_tell_version,
+    help="Print the version; `deepflow version` tells more.",
+)
 def main() -> None:
     """Example: deepflow demo --size tiny
 
     Run Prefect flows on Dask. Each command's --help opens with an example, and each takes --json.
+
+    First steps: `deepflow demo` runs a flow on this machine, `deepflow runs` lists what ran, and
+    `deepflow explain NAME` tells where its tasks ran and why.
     """

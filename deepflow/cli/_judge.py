@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deepflow.cli._output import in_bytes, print_json, print_table
+from deepflow.cli._output import Column, in_bytes, print_json, print_table, say
+from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK
 from deepflow.errors import ConfigurationError
+from deepflow.observe.explain import in_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 policies_option = click.option(
     "--policy",
     "policies",
-    required=True,
+    default=f"{STOCK},{DEFAULT_POLICY}",
+    show_default=True,
     metavar="A,B,…",
     help="Policies to compare, with commas between them; stock is Dask's own.",
 )
@@ -41,6 +44,19 @@ plot_option = click.option(
     type=click.Path(path_type=Path),
     help="Draw the first workload on the first cluster, a panel for each policy.",
 )
+
+
+def check_outputs(plot: Path | None, output: Path | None = None) -> None:
+    """Raise :class:`ConfigurationError` where a file could not be written, before anything runs."""
+    if plot is not None:
+        from deepflow.observe.gantt import check_picture
+
+        check_picture(plot)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigurationError(
+            f"--output {output} cannot be written: there is no folder {output.parent}; make it, or "
+            "give a path in one that exists"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +128,15 @@ def _bar(is_silent: bool) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
+    is_silent = is_silent or not console.is_terminal
     columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=is_silent, transient=True) as bar:
+    with Progress(*columns, console=console, disable=is_silent, transient=True) as bar:
         task = bar.add_task("simulating", total=None)
         yield lambda done, n_all: bar.update(task, completed=done, total=n_all)
 
 
-def tell(judged: Judged, output: Path | None, *, is_json: bool) -> None:
+def tell(judged: Judged, output: Path | None, *, is_wide: bool, is_json: bool) -> None:
     """Print the table or the document, and write the document to `output` if given."""
     from deepflow.sim.report import to_json
 
@@ -137,14 +155,83 @@ def tell(judged: Judged, output: Path | None, *, is_json: bool) -> None:
     if is_json:
         print_json(document)
         return
-    _print_summary(judged.summary)
+    if is_wide:
+        _print_in_full(judged.summary)
+    else:
+        _print_in_short(judged.summary)
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_in_short(summary: Summary) -> None:
+    """Means, and the one interval that decides."""
+    numbers = ("makespan", "wait", "wait p99", "slowdown", "useful", "moved", "decision")
+    print_table(
+        f"Means over {_sample(summary)}",
+        (Column("policy", is_cut=True), *(Column(name, is_number=True) for name in numbers)),
+        (
+            (
+                one.policy,
+                _mean(one, "makespan_over_bound", "{:.3g}"),
+                in_seconds(_mean_of(one, "wait_mean_s")),
+                in_seconds(_mean_of(one, "wait_p99_s")),
+                _mean(one, "slowdown_mean", "{:.3g}"),
+                _mean(one, "utilisation", "{:.0%}"),
+                in_bytes(one.means["moved_bytes"].mean),
+                _mean(one, "decision_p50_us", "{:.3g} µs"),
+            )
+            for one in summary.policies
+        ),
+    )
+    others = [one for one in summary.policies if one.policy != summary.baseline]
+    if others:
+        print_table(
+            f"Makespan against {summary.baseline}, in pairs of the same seed",
+            (
+                Column("policy", is_cut=True),
+                Column("ratio [95 %]", is_number=True),
+                Column("won", is_number=True),
+                Column("lost", is_number=True),
+                Column("worst", is_cut=True),
+            ),
+            (_against(one) for one in others),
+        )
+    for one in summary.policies:
+        if one.n_unfinished:
+            say(f"{one.policy}: {one.n_unfinished:,} tasks did not finish.")
+    say(
+        "makespan: divided by its lower bound; useful: share of the workers' time; decision: the "
+        "median. --wide tells intervals and more."
+    )
+
+
+def _sample(summary: Summary) -> str:
     n_cells = f"{summary.n_cells} cell{'s' * (summary.n_cells > 1)}"
     n_seeds = f"{summary.n_seeds} seed{'s' * (summary.n_seeds > 1)}"
+    return f"{n_cells} (workflow and cluster), {n_seeds}"
+
+
+def _against(one: PolicySummary) -> tuple[str, ...]:
+    return (
+        one.policy,
+        _interval(one.ratios.get("makespan_s"), "{:.3f}"),
+        str(one.wins),
+        str(one.losses),
+        f"{one.worst.ratio:.3f} {one.worst.workflow} on {one.worst.cluster}",
+    )
+
+
+def _mean_of(one: PolicySummary, metric: str) -> float | None:
+    interval = one.means.get(metric)
+    return None if interval is None else interval.mean
+
+
+def _mean(one: PolicySummary, metric: str, form: str) -> str:
+    mean = _mean_of(one, metric)
+    return "-" if mean is None else form.format(mean)
+
+
+def _print_in_full(summary: Summary) -> None:
     print_table(
-        f"{n_cells}, {n_seeds}: mean [95 % interval over seeds]",
+        f"{_sample(summary)}: mean [95 % interval over seeds]",
         ("policy", "makespan ÷ bound", "wait", "wait p99", "long tail", "slowdown", "largest"),
         (
             (
@@ -158,6 +245,7 @@ def _print_summary(summary: Summary) -> None:
             )
             for one in summary.policies
         ),
+        is_wide=True,
     )
     print_table(
         "",
@@ -173,21 +261,13 @@ def _print_summary(summary: Summary) -> None:
             )
             for one in summary.policies
         ),
+        is_wide=True,
     )
     print_table(
         f"Against {summary.baseline}: makespan, pairs of the same seed",
         ("policy", "ratio", "won", "lost", "worst cell"),
-        (
-            (
-                one.policy,
-                _interval(one.ratios.get("makespan_s"), "{:.3f}"),
-                str(one.wins),
-                str(one.losses),
-                f"{one.worst.ratio:.3f} {one.worst.workflow} on {one.worst.cluster}",
-            )
-            for one in summary.policies
-            if one.policy != summary.baseline
-        ),
+        (_against(one) for one in summary.policies if one.policy != summary.baseline),
+        is_wide=True,
     )
 
 

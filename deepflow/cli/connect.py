@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from deepflow.cli._output import as_json, print_json, print_table
+from deepflow.cli._output import Column, as_json, print_json, print_table, say
 from deepflow.decide.transport import AUTO, address_fault
 from deepflow.observe.explain import in_seconds
 from deepflow.settings import load_settings
@@ -15,7 +15,14 @@ from deepflow.settings import load_settings
 @click.command("connect", short_help="Ways to a scheduler, and the best of them.")
 @click.argument("address", required=False)
 @click.option("--tls", help="Folder with certificates; unless given, the setting `tls`.")
-@click.option("--timeout", "timeout_s", type=float, default=5.0, help="Seconds for each way.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="The most seconds for each way.",
+)
 @as_json
 def command(address: str | None, tls: str | None, timeout_s: float, is_json: bool) -> None:
     """Example: deepflow connect auto://head-node
@@ -42,9 +49,9 @@ def command(address: str | None, tls: str | None, timeout_s: float, is_json: boo
         raise ConfigurationError(f"{address!r} {fault}")
     security = security_of(tls or settings.tls, address=address)
     if is_auto(address):
-        choice = pick_now(address, security, timeout_s)
+        choice = pick_now(address, security, timeout_s, is_patient=False)
     else:
-        trial = asyncio.run(try_address(address, security, timeout_s))
+        trial = asyncio.run(try_address(address, security, timeout_s, is_patient=False))
         if trial.error:
             raise ClusterUnreachableError(
                 f"no Dask scheduler answers at {address}: {trial.error}. Start one there, or "
@@ -57,9 +64,15 @@ def command(address: str | None, tls: str | None, timeout_s: float, is_json: boo
         return
     print_table(
         f"Ways to {address}",
-        ("address", "connected in", "round trip", "MB/s", ""),
         (
-            (trial.address, "-", "-", "-", trial.error)
+            Column("address", is_cut=True),
+            Column("connected in", is_number=True),
+            Column("round trip", is_number=True),
+            Column("MB/s", is_number=True),
+            Column(""),
+        ),
+        (
+            (trial.address, "-", "-", "-", "failed")
             if trial.error
             else (
                 trial.address,
@@ -71,3 +84,6 @@ def command(address: str | None, tls: str | None, timeout_s: float, is_json: boo
             for trial in choice.trials
         ),
     )
+    for trial in choice.trials:
+        if trial.error:
+            say(f"{trial.address}: {trial.error}")

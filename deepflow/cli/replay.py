@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deepflow.cli._journals import journals_folder
+from deepflow.cli._journals import complete_run, journal_of
 from deepflow.cli._judge import (
     Judged,
+    check_outputs,
     judge,
     plot_option,
     policies_option,
     seeds_option,
     split_policies,
 )
-from deepflow.cli._output import as_json, in_bytes, print_json, print_table
+from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, say, wide
 from deepflow.decide.trail import Trail
 from deepflow.observe.explain import in_seconds, runs_in_words
-from deepflow.observe.journal import SUFFIXES, find_journal, newest_journal, read_journal
+from deepflow.observe.journal import read_journal
 
 
 @click.command("replay", short_help="What would have happened under other policies.")
-@click.argument("run")
+@click.argument("run", required=False, shell_complete=complete_run)
 @policies_option
 @seeds_option
 @click.option(
@@ -35,27 +35,37 @@ from deepflow.observe.journal import SUFFIXES, find_journal, newest_journal, rea
     help="Journals of runs before this one, for policies to learn from; may be given again.",
 )
 @plot_option
+@wide
 @as_json
 def command(
-    run: str,
+    run: str | None,
     policies: str,
     seeds: int,
     history: tuple[Path, ...],
     plot: Path | None,
+    is_wide: bool,
     is_json: bool,
 ) -> None:
     """Example: deepflow replay flight-delays --policy stock,eft --seeds 5
 
     Simulate RUN on workers of the same speeds, under each policy, and show that beside what did
-    happen. RUN is a journal, a directory of which the newest journal is taken, or what `deepflow
-    explain` takes: the name or id of a flow run, the beginning of one, or the name of a flow. The
-    policy that was in force tells how far the simulation can be trusted: its row should be near to
-    what happened.
+    happen.
+
+    RUN is anything that `deepflow runs` lists: the name or id of a flow run, the beginning of one,
+    the name of a flow (its newest run), the path of a journal, or of a folder of which the newest
+    journal is taken. Without RUN, the newest run.
+
+    The policy that was in force tells how far the simulation can be trusted: its row should be near
+    to what happened.
+
+    Flow runs leave their journals in the folder journals of DEEPFLOW_STATE_DIR, which is
+    ~/.deepflow unless set.
     """
     from deepflow.sim.replay import cluster_of, workload_of
 
     names = split_policies(policies)
-    events = read_journal(_journal_of(run))
+    check_outputs(plot)
+    events = read_journal(journal_of(run)[0])
     happened = Trail.of(events)
     title = runs_in_words(happened)
     judged = judge(
@@ -70,18 +80,10 @@ def command(
         from deepflow.observe.gantt import draw_side_by_side  # matplotlib, only where asked for
 
         draw_side_by_side({"as it was": happened, **judged.trails}, plot, title=title)
-    _tell(happened, judged, is_json=is_json)
+    _tell(title, happened, judged, is_wide=is_wide, is_json=is_json)
 
 
-def _journal_of(run: str) -> Path:
-    """The journal that is named by its path, by its directory, or by its run."""
-    path = Path(run).expanduser()
-    if path.exists() or run.endswith(SUFFIXES) or os.sep in run:
-        return newest_journal(path)
-    return find_journal(journals_folder(), run)
-
-
-def _tell(happened: Trail, judged: Judged, *, is_json: bool) -> None:
+def _tell(title: str, happened: Trail, judged: Judged, *, is_wide: bool, is_json: bool) -> None:
     from deepflow.sim.report import to_json
 
     was = _figures(happened)
@@ -94,6 +96,8 @@ def _tell(happened: Trail, judged: Judged, *, is_json: bool) -> None:
             }
         )
         return
+    say(title)
+    click.echo()
     rows = [("as it was", was)]
     for one in judged.summary.policies:
         cells = [asdict(cell.metrics) for cell in judged.cells if cell.policy == one.policy]
@@ -101,7 +105,15 @@ def _tell(happened: Trail, judged: Judged, *, is_json: bool) -> None:
     n = judged.summary.n_seeds
     print_table(
         f"What happened, and what would have: means over {n} seed{'s' * (n > 1)}",
-        ("", "makespan", "against what was", "wait", "wait p99", "job completion", "moved"),
+        (
+            Column("policy", is_cut=True),
+            Column("makespan", is_number=True),
+            Column("ratio", is_number=True),
+            Column("wait", is_number=True),
+            Column("wait p99", is_number=True),
+            Column("completion", is_number=True),
+            Column("moved", is_number=True),
+        ),
         (
             (
                 name,
@@ -114,7 +126,9 @@ def _tell(happened: Trail, judged: Judged, *, is_json: bool) -> None:
             )
             for name, told in rows
         ),
+        is_wide=is_wide,
     )
+    say("ratio: makespan against what happened; completion: of a flow run, the mean.")
     unfinished = sum(one.n_unfinished for one in judged.summary.policies)
     if unfinished:
         click.echo(f"{unfinished:,} tasks did not finish in the simulation.", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from deepflow.cli._output import as_json, in_bytes, print_json, print_table
+from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, wide
 from deepflow.errors import ConfigurationError
 
 
@@ -37,9 +37,15 @@ def command() -> None:
     metavar="NAME=VALUE",
     help="An option of the file system, such as endpoint_url=http://host:9000; may be given again.",
 )
+@wide
 @as_json
 def convert_command(
-    source: str, dest: str | None, layout: Any, options: tuple[str, ...], is_json: bool
+    source: str,
+    dest: str | None,
+    layout: Any,
+    options: tuple[str, ...],
+    is_wide: bool,
+    is_json: bool,
 ) -> None:
     """Example: deepflow results convert s3://bucket/results s3://bucket/compact
 
@@ -52,23 +58,29 @@ def convert_command(
     where results are still read through such states (`flow_run.state.result()`), convert into DEST
     and keep SOURCE.
     """
+    said = dict(_pair(option) for option in options)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from deepflow.runner.converting import Folder, convert
 
-    said = dict(_pair(option) for option in options)
     folder = Folder(source, said)
+    if not folder.exists():
+        raise ConfigurationError(
+            f"there is no folder {source!r}; give the folder or URL that holds the results, such "
+            "as PREFECT_LOCAL_STORAGE_PATH (`prefect config view --show-defaults`)"
+        )
     target = Folder(dest, said) if dest is not None else folder
     done = []
+    console = Console(stderr=True)
     with ExitStack() as stack:
         progress = Progress(
             TextColumn("converting"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[name]}", markup=False),
-            console=Console(stderr=True),
-            disable=is_json,
+            console=console,
+            disable=is_json or not console.is_terminal,
         )
         stack.enter_context(progress)
         bar = progress.add_task("", total=len(folder.names()), name="")
@@ -95,7 +107,12 @@ def convert_command(
             f"{len(done) - len(converted) - len(damaged)} kept, {len(damaged)} damaged"
         )
         if damaged:
-            print_table("Left as they are", ("record", "why"), ((d.name, d.why) for d in damaged))
+            print_table(
+                "Left as they are",
+                (Column("record", is_cut=True), Column("why", is_cut=True)),
+                ((one.name, one.why) for one in damaged),
+                is_wide=is_wide,
+            )
     if damaged:
         raise SystemExit(1)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepflow.cli._judge import (
+    check_outputs,
     judge,
     plot_option,
     policies_option,
@@ -15,7 +16,7 @@ from deepflow.cli._judge import (
     split_policies,
     tell,
 )
-from deepflow.cli._output import as_json
+from deepflow.cli._output import as_json, wide
 
 if TYPE_CHECKING:
     from deepflow.sim.cluster import ClusterSpec
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @plot_option
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON document here.")
+@wide
 @as_json
 def command(
     workflows: tuple[Path, ...],
@@ -58,6 +60,7 @@ def command(
     history: tuple[Path, ...],
     plot: Path | None,
     output: Path | None,
+    is_wide: bool,
     is_json: bool,
 ) -> None:
     """Example: deepflow simulate --workflow blast.json --cluster three-speeds --policy stock,eft
@@ -67,6 +70,7 @@ def command(
     utilisation, fragmentation, bytes moved and the time a decision takes.
     """
     names = split_policies(policies)
+    check_outputs(plot, output)
     workloads = [workload for path in workflows for workload in _workloads(path)]
     past = [workload for path in history for workload in _workloads(path)]
     judged = judge(
@@ -81,7 +85,7 @@ def command(
         from deepflow.observe.gantt import draw_side_by_side  # matplotlib, only where asked for
 
         draw_side_by_side(judged.trails, plot, title=f"{workloads[0].name} on {clusters[0]}")
-    tell(judged, output, is_json=is_json)
+    tell(judged, output, is_wide=is_wide, is_json=is_json)
 
 
 def _workloads(path: Path) -> list[Workload]:

@@ -43,6 +43,11 @@ def installed_versions() -> list[Installed]:
     return found
 
 
+def installed_version() -> str:
+    """The version of deepflow itself."""
+    return _version_of("prefect-deepflow") or "unknown"
+
+
 def _version_of(package: str) -> str | None:
     try:
         return version(package)
@@ -66,7 +71,7 @@ def command(is_json: bool) -> None:
         print_json([asdict(one) for one in found])
         return
     print_table(
-        "Versions",
+        "",
         ("package", "installed", "tested with", ""),
         (
             (

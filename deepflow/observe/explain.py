@@ -12,21 +12,24 @@ from dataclasses import dataclass
 from heapq import nlargest
 from itertools import pairwise
 from statistics import median
-from typing import Final
+from typing import Final, Literal
 
 from deepflow.decide.events import Candidate, CodecChoice, Moved, RunNamed
+from deepflow.decide.place.binder import ALL_BUSY
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError, nearest
 from deepflow.observe.journal import match_runs
 
 __all__ = [
     "Reason",
+    "ReasonKind",
     "Story",
     "TaskSummary",
     "Wait",
     "find_runs",
     "find_tasks",
     "in_seconds",
+    "longest_wait_by_task",
     "longest_waits",
     "move_summaries",
     "reasons_it_waited",
@@ -66,12 +69,19 @@ class TaskSummary:
     """Copied from worker to worker for them."""
 
 
+ReasonKind = Literal["never ready", "unplaced", "busy", "held", "inputs", "queue"]
+"""What a task waited for, in a word: the output of a task that did not end; a decision about it;
+any worker that could take it; whatever else the policy kept it back for; its inputs on the wire;
+the tasks before it on its worker."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """A part of a wait, and what it was spent on."""
 
     seconds: float
     text: str
+    kind: ReasonKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,8 @@ class Wait:
     worker: str | None
     wait_s: float
     reasons: tuple[Reason, ...]
+    runs: tuple[tuple[str, str], ...] = ()
+    """Id and name of each task run in it: they waited together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +213,21 @@ def _class_of(trail: Trail, task: TaskTrail) -> str:
 
 def longest_waits(trail: Trail, most: int) -> tuple[Wait, ...]:
     """The tasks that waited longest from ready to start, those that did not wait left out."""
-    waits = ((task.wait_s or 0.0, task) for task in trail.tasks.values())
-    longest = nlargest(most, waits, key=lambda pair: pair[0])
+    return _waits(trail, trail.tasks.values(), most)
+
+
+def longest_wait_by_task(trail: Trail, most: int) -> tuple[Wait, ...]:
+    """As `longest_waits`, of the tasks of one name only the one that waited longest."""
+    longest: dict[str, TaskTrail] = {}
+    for task in trail.tasks.values():
+        known = longest.get(task.task)
+        if known is None or (task.wait_s or 0.0) > (known.wait_s or 0.0):
+            longest[task.task] = task
+    return _waits(trail, longest.values(), most)
+
+
+def _waits(trail: Trail, tasks: Iterable[TaskTrail], most: int) -> tuple[Wait, ...]:
+    longest = nlargest(most, tasks, key=lambda task: task.wait_s or 0.0)
     return tuple(
         Wait(
             task.key,
@@ -210,11 +235,12 @@ def longest_waits(trail: Trail, most: int) -> tuple[Wait, ...]:
             task.task,
             task.run,
             task.worker,
-            wait_s,
+            task.wait_s,
             reasons_it_waited(trail, task),
+            task.runs,
         )
-        for wait_s, task in longest
-        if wait_s > 0
+        for task in longest
+        if task.wait_s
     )
 
 
@@ -231,13 +257,14 @@ def reasons_it_waited(trail: Trail, task: TaskTrail) -> tuple[Reason, ...]:
             for key in task.depends_on
             if key in trail.tasks and trail.tasks[key].finished_s is None
         ]
-        return (Reason(0.0, f"it never became ready: {_some(missing)} did not finish"),)
+        text = f"it never became ready: {_some(missing)} did not finish"
+        return (Reason(0.0, text, "never ready"),)
     until_s = trail.end_s if task.started_s is None else task.started_s
     given_s = until_s if task.placed_s is None else min(max(task.placed_s, task.ready_s), until_s)
     parts = _before_placing(task, task.ready_s, given_s)
     travel_s = min(task.transfer_s, until_s - given_s)
     if travel_s > 0:
-        parts.append(Reason(travel_s, "its inputs were on the way"))
+        parts.append(Reason(travel_s, "its inputs were on the way", "inputs"))
     if until_s - given_s - travel_s > 0:
         parts.append(_in_queue(trail, task, given_s, until_s, travel_s))
     parts.sort(key=lambda part: -part.seconds)
@@ -248,13 +275,19 @@ def reasons_it_waited(trail: Trail, task: TaskTrail) -> tuple[Reason, ...]:
 def _before_placing(task: TaskTrail, ready_s: float, given_s: float) -> list[Reason]:
     """Each hold lasts until the next one."""
     spans: dict[str, float] = {}
-    marks = [(max(at_s, ready_s), f"held back: {why}") for at_s, why in task.holds]
-    marks = [(ready_s, "not yet given to a worker"), *marks, (given_s, "")]
+    marks = [(max(at_s, ready_s), why) for at_s, why in task.holds]
+    marks = [(ready_s, ""), *marks, (given_s, "")]
     for (from_s, why), (to_s, _) in pairwise(marks):
         seconds = min(to_s, given_s) - min(from_s, given_s)
         if seconds > 0:
             spans[why] = spans.get(why, 0.0) + seconds
-    return [Reason(seconds, why) for why, seconds in spans.items()]
+    return [_held(seconds, why) for why, seconds in spans.items()]
+
+
+def _held(seconds: float, why: str) -> Reason:
+    if not why:
+        return Reason(seconds, "not yet given to a worker", "unplaced")
+    return Reason(seconds, f"held back: {why}", "busy" if why.startswith(ALL_BUSY) else "held")
 
 
 def _in_queue(
@@ -267,7 +300,7 @@ def _in_queue(
     )
     where = f"in the queue of {worker.worker}" if worker else "in the queue of a worker"
     behind = f", behind {ahead} task{'s' * (ahead != 1)}" if ahead else ""
-    return Reason(until_s - given_s - travel_s, where + behind)
+    return Reason(until_s - given_s - travel_s, where + behind, "queue")
 
 
 def story_of(trail: Trail, key: str) -> Story:

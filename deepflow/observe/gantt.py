@@ -7,6 +7,7 @@ is here too and needs nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections import Counter
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Lane", "draw_gantt", "draw_side_by_side", "lanes", "task_colours", "time_unit"]
+__all__ = [
+    "Lane",
+    "check_picture",
+    "draw_gantt",
+    "draw_side_by_side",
+    "lanes",
+    "task_colours",
+    "time_unit",
+]
 
 PALETTE: Final = (
     "#4477aa",
@@ -147,6 +156,24 @@ def waiting_over_time(trail: Trail) -> tuple[list[float], list[int], list[int]]:
     return times, undecided, queued
 
 
+def check_picture(path: Path) -> None:
+    """Raise :class:`ConfigurationError` where no picture could be drawn to `path`."""
+    if path.suffix not in _SUFFIXES:
+        raise ConfigurationError(
+            f"no picture can be written as {path.name!r}; end the name in {' or '.join(_SUFFIXES)}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(
+            f"the picture {path} cannot be written: there is no folder {path.parent}; make it, or "
+            "give a path in one that exists"
+        )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigurationError(
+            f"the picture {path} needs matplotlib, which is not installed; "
+            "pip install 'prefect-deepflow[plot]'"
+        )
+
+
 def draw_gantt(trail: Trail, path: Path, *, title: str = "") -> None:
     """Draw one trail to `path`, in the format of its suffix (png, svg, pdf); as the next."""
     draw_side_by_side({"": trail}, path, title=title)
@@ -159,10 +186,7 @@ def draw_side_by_side(trails: Mapping[str, Trail], path: Path, *, title: str = "
     """
     if not trails:
         raise ConfigurationError("there is no trail to draw; give at least one")
-    if path.suffix not in _SUFFIXES:
-        raise ConfigurationError(
-            f"no picture can be written as {path.name!r}; end the name in {' or '.join(_SUFFIXES)}"
-        )
+    check_picture(path)
     figure_class = _matplotlib_figure()
     rows = {name: lanes(trail) for name, trail in trails.items()}
     heights = [h for of in rows.values() for h in (max(1.2, 0.17 * len(of) + 0.1), 0.75)]

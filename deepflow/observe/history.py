@@ -6,12 +6,13 @@ concluded from them, so that a better model can learn from an old history. The p
 results of tasks are never stored. Both tables are bounded: see the constants.
 
 SQLite by default (write-ahead log, several processes at once), PostgreSQL by URL with psycopg 3
-(``pip install 'psycopg[binary]'``). A file that is damaged, of another version or not a history is
-refused; on PostgreSQL the tables, named ``deepflow_history_…``, may live beside other ones.
+(``pip install 'prefect-deepflow[postgres]'``). A file that is damaged, of another version or not a
+history is refused; on PostgreSQL the tables, named ``deepflow_history_…``, may live beside other ones.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -283,6 +284,12 @@ class History:
 def check_target(target: str | Path) -> None:
     """Raise :class:`HistoryError` where no history could be kept at `target`; opens nothing."""
     url = _url(target)
+    if url.get_backend_name() == "postgresql" and importlib.util.find_spec("psycopg") is None:
+        raise HistoryError(
+            f"the history {url.render_as_string(hide_password=True)} needs the package 'psycopg', "
+            "which is not installed; pip install 'prefect-deepflow[postgres]'",
+            source=url.render_as_string(hide_password=True),
+        )
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return
     path = Path(str(url.database)).absolute()
@@ -333,7 +340,7 @@ def _engine(url: sa.URL, source: str) -> sa.Engine:
         except ModuleNotFoundError as error:
             raise HistoryError(
                 f"the history {source} needs the package {error.name!r}; "
-                "pip install 'psycopg[binary]'",
+                "pip install 'prefect-deepflow[postgres]'",
                 source=source,
             ) from error
     in_memory = url.database in (None, "", ":memory:")

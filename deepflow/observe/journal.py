@@ -18,19 +18,20 @@ import math
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import orjson
 import zstandard
 
-from deepflow.decide.events import Event, RunNamed, Submitted, WorkerJoined, WorkerLeft
+from deepflow.decide.events import Event, Finished, RunNamed, Submitted, WorkerJoined, WorkerLeft
 from deepflow.errors import JournalError, nearest
 from deepflow.observe.text import to_json
 
 __all__ = ["Header", "JournalRing", "JournalWriter", "find_journal", "match_runs"]
-__all__ += ["iter_journal", "newest_journal", "read_header", "read_journal"]
+__all__ += ["RunRecord", "iter_journal", "newest_journal", "read_header", "read_journal"]
+__all__ += ["recent_runs"]
 
 FORMAT: Final = "deepflow-journal"
 VERSION: Final = 3
@@ -230,9 +231,10 @@ def match_runs(runs: Sequence[RunNamed], wanted: str) -> tuple[RunNamed, ...]:
     """Which of `runs`, the oldest first, is called `wanted`.
 
     By id, else by name, else the newest of the flow of that name, else by the beginning of an id or
-    a name. Runs of one name come all. Raises :class:`JournalError` for none, or where a beginning
-    fits several.
+    a name, else the newest of the flow whose name begins so. Runs of one name come all. Raises
+    :class:`JournalError` for none, or where a beginning fits several.
     """
+    wanted = wanted.removesuffix("…")  # as a table cuts it
     for found in (
         [run for run in runs if run.run == wanted],
         [run for run in runs if run.name and run.name == wanted],
@@ -249,10 +251,13 @@ def match_runs(runs: Sequence[RunNamed], wanted: str) -> tuple[RunNamed, ...]:
             f"{wanted!r} begins the names of {len(begin)} runs ({_some(begin.values())}); "
             "say more of it"
         )
+    flows = list(dict.fromkeys(run.flow for run in runs if wanted and run.flow.startswith(wanted)))
+    if len(flows) == 1:
+        return tuple([run for run in runs if run.flow == flows[0]][-1:])
     known = [word for run in reversed(runs) for word in (run.name, run.flow, run.run) if word]
     close = nearest(wanted, known)
     advice = f"did you mean {close!r}?" if close else f"there are: {_some(reversed(runs))}"
-    raise JournalError(f"no run is called {wanted!r}; {advice}")
+    raise JournalError(f"no run is called {wanted!r}; {advice} (`deepflow runs` lists them)")
 
 
 _SHOWN_RUNS: Final = 8
@@ -287,6 +292,101 @@ def _mentioned_runs(path: Path) -> tuple[RunNamed, ...]:
     except JournalError as error:
         _log.warning("a journal is passed over: %s", error)
     return tuple(runs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a journal says of one flow run, in short."""
+
+    run: str
+    """Its id."""
+    name: str
+    """Empty where the journal does not tell."""
+    flow: str
+    journal: Path
+    began_s: float | None
+    """When its first task was submitted, in Unix time; None: no task was, or the time is that of a
+    simulation."""
+    took_s: float | None
+    """Seconds from the first submit to the last finish; None: some task did not finish."""
+    n_tasks: int
+    n_finished: int
+
+
+@dataclass(slots=True)
+class _Told:
+    """A flow run while its journal is read."""
+
+    name: str = ""
+    flow: str = ""
+    submitted_s: dict[str, float] = field(default_factory=dict)
+    finished_s: dict[str, float] = field(default_factory=dict)
+
+
+def recent_runs(folder: Path, most: int | None = None) -> Iterator[RunRecord]:
+    """The flow runs that have left a journal in `folder`, the newest first, each once.
+
+    Journals are read one by one, as far as they are asked for. A damaged journal is passed over,
+    and said in the log. About a microsecond for each event of a run.
+    """
+    found = [one for one in folder.iterdir() if one.name.endswith(SUFFIXES) and one.is_file()]
+    found.sort(key=lambda one: (_modified_s(one), one.name), reverse=True)
+    seen: set[str] = set()
+    for path in found:
+        try:
+            records = _records(path)
+        except JournalError as error:
+            _log.warning("a journal is passed over: %s", error)
+            continue
+        for record in reversed(records):
+            if record.run not in seen:
+                seen.add(record.run)
+                yield record
+            if len(seen) == most:
+                return
+
+
+def _records(path: Path) -> list[RunRecord]:
+    """One for each flow run of a journal, in its order. Only what is needed is decoded."""
+    lines = _lines(path)
+    is_real = _header_of(path, next(lines, b"")).clock == "unix"
+    runs: dict[str, _Told] = {}
+    run_of: dict[str, str] = {}
+    for number, line in enumerate(lines, start=2):
+        if not line.startswith(_NEEDED):
+            continue
+        event = _event_of(path, number, line)
+        if isinstance(event, RunNamed):
+            told = runs.setdefault(event.run, _Told())
+            told.name, told.flow = event.name, event.flow
+        elif isinstance(event, Submitted):
+            told = runs.setdefault(event.run, _Told())
+            told.flow = told.flow or event.flow
+            told.submitted_s.setdefault(event.key, event.at_s)
+            run_of[event.key] = event.run
+        elif isinstance(event, Finished) and event.key in run_of:
+            runs[run_of[event.key]].finished_s.setdefault(event.key, event.stopped_s)
+    return [_record(path, run, told, is_real) for run, told in runs.items()]
+
+
+_NEEDED: Final = (b'{"RunNamed"', b'{"Submitted"', b'{"Finished"')
+
+
+def _record(path: Path, run: str, told: _Told, is_real: bool) -> RunRecord:
+    began_s = min(told.submitted_s.values(), default=None)
+    ended_s = max(told.finished_s.values(), default=None)
+    is_whole = len(told.finished_s) == len(told.submitted_s)
+    is_over = began_s is not None and ended_s is not None and is_whole
+    return RunRecord(
+        run=run,
+        name=told.name,
+        flow=told.flow,
+        journal=path,
+        began_s=began_s if is_real else None,
+        took_s=ended_s - began_s if is_over else None,  # type: ignore[operator]
+        n_tasks=len(told.submitted_s),
+        n_finished=len(told.finished_s),
+    )
 
 
 def _modified_s(path: Path) -> float:

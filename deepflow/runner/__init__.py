@@ -8,3 +8,7 @@ Read in this order: `task_runner` (what Prefect calls) -> `dispatch` (the driver
 `wire` (what travels) -> `execute` and `engine` (the worker's half) -> `recorder` (how events
 reach the server).
 """
+
+from deepflow.runner.versions import check_versions
+
+check_versions()

@@ -7,6 +7,7 @@ whether its memory is enough, is looked at there: flows are also imported where 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import inspect
 import os
 import socket
@@ -284,6 +285,11 @@ def check_report_path(path: object) -> None:
             f"performance_report_path={str(path)!r}: there is no folder {folder}; make it, or "
             "give a path in one that exists"
         )
+    if importlib.util.find_spec("bokeh") is None:
+        raise ConfigurationError(
+            f"performance_report_path={str(path)!r}: Dask draws its report with bokeh, which is "
+            "not installed; pip install 'prefect-deepflow[report]'"
+        )
 
 
 def check_settings(settings: Settings, given: Mapping[str, str], address: str | None) -> None:
@@ -308,7 +314,9 @@ def check_settings(settings: Settings, given: Mapping[str, str], address: str | 
     if given["state_dir"] != "default":
         _check_folder("state_dir", settings.state_dir.expanduser())
     if settings.tier_url is not None:
-        _check_url("tier_url", settings.tier_url)
+        _check_url("tier_url", settings.tier_url, is_opened_here=address is None)
+    if given["shared_memory"] != "default" and address is None:
+        _check_shared_memory(settings.shared_memory)
     if settings.metrics_port is not None:
         _check_listening(settings.metrics_host, settings.metrics_port)
 
@@ -327,13 +335,37 @@ def _check_folder(name: str, folder: Path) -> None:
         )
 
 
-def _check_url(name: str, url: str) -> None:
-    """Refuse a URL of a scheme that fsspec does not know."""
-    from fsspec.registry import available_protocols
+def _check_shared_memory(folder: str) -> None:
+    """Refuse a folder that workers of this machine could not hand results over through."""
+    if folder != OFF and not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"shared_memory={folder!r} is no folder that can be written to; name one that lies in "
+            f"memory, such as /dev/shm, or set DEEPFLOW_SHARED_MEMORY={OFF}"
+        )
+
+
+_EXTRAS: Final = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs"}
+"""Schemes for which there is an extra of ours."""
+
+
+def _check_url(name: str, url: str, *, is_opened_here: bool) -> None:
+    """Refuse a URL of a scheme that fsspec does not know, or whose package is missing here."""
+    from fsspec.registry import available_protocols, known_implementations
 
     scheme = url.partition("://")[0].partition("::")[0]
     known = tuple(available_protocols())
-    if "://" not in url or scheme in known:
+    if "://" not in url:
+        return
+    if scheme in known:
+        module = str(known_implementations.get(scheme, {}).get("class", "fsspec"))
+        package = module.partition(".")[0]
+        if is_opened_here and importlib.util.find_spec(package) is None:
+            extra = _EXTRAS.get(scheme)
+            what = f"'prefect-deepflow[{extra}]'" if extra else package
+            raise ConfigurationError(
+                f"{name}={url!r} needs the package {package}, which is not installed; "
+                f"pip install {what}"
+            )
         return
     close = nearest(scheme, known)
     advice = f"did you mean {close}://…?" if close else "fsspec.available_protocols() has them all"

@@ -65,11 +65,13 @@ class RunnerConfig:
         if address and (cluster or cluster_class or cluster_kwargs or adapt_kwargs):
             raise ConfigurationError(
                 "Cannot specify `address` and "
-                "`cluster`/`cluster_class`/`cluster_kwargs`/`adapt_kwargs`"
+                "`cluster`/`cluster_class`/`cluster_kwargs`/`adapt_kwargs`: there is a scheduler "
+                f"at {address!r} already, the others make or scale one; leave one of them out"
             )
         if cluster and (cluster_class or cluster_kwargs):
             raise ConfigurationError(
-                "Cannot specify `cluster` and `cluster_class`/`cluster_kwargs`"
+                "Cannot specify `cluster` and `cluster_class`/`cluster_kwargs`: the first is a "
+                "running cluster, the others make one; leave one of them out"
             )
         if local is not None and (address or cluster or cluster_class):
             raise ConfigurationError(
@@ -84,7 +86,8 @@ class RunnerConfig:
         for name, kwargs in (("client_kwargs", client_kwargs), ("cluster_kwargs", cluster_kwargs)):
             if kwargs and "asynchronous" in kwargs:
                 raise ConfigurationError(
-                    f"`{name}` cannot set `asynchronous`. This option is managed by Prefect."
+                    f"`{name}` cannot set `asynchronous`. This option is managed by Prefect; "
+                    "leave it out."
                 )
         if address is not None:
             check_address(address)

@@ -44,12 +44,23 @@ class Folder:
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         try:
             self.fs, root = fsspec.core.url_to_fs(url, **(options or {}))
-        except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"{url!r} cannot be opened: {error}") from error
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{url!r} needs a package that is not installed: {error}"
+            ) from error
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{url!r} cannot be opened: {error}; give a path, or a URL of a storage that "
+                "fsspec knows"
+            ) from error
         self.root: str = root.rstrip("/")
         self.is_local = "file" in (
             (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
         )
+
+    def exists(self) -> bool:
+        """Whether there is anything: a folder, or an object under this name."""
+        return bool(self.fs.exists(self.root))
 
     def names(self) -> list[str]:
         """Every record's name, sorted; neither metadata nor files that were being written."""

@@ -179,8 +179,8 @@ class Placing:
         except (OSError, JournalError) as exc:
             metrics.inc("deepflow_fallbacks_total", kind="placement_record")
             self._logger.warning(
-                "This flow run leaves no journal for `deepflow explain` in %s (%s); name a folder "
-                "that can be written to with DEEPFLOW_STATE_DIR",
+                "This flow run leaves no journal for `deepflow explain` in %s (%s); make room "
+                "there or allow writing, or name another folder with DEEPFLOW_STATE_DIR",
                 folder,
                 exc,
             )
@@ -190,8 +190,12 @@ class Placing:
         path = folder / f"{run}.journal.zst"
         if path.exists():  # the runner was entered twice in one flow run
             path = folder / f"{run}-{time.time_ns()}.journal.zst"
-        with JournalWriter(path, clock="unix") as journal:
-            journal.write_all(events)
+        try:
+            with JournalWriter(path, clock="unix") as journal:
+                journal.write_all(events)
+        except OSError:  # no room, mostly: what was written tells a part only, and takes room
+            path.unlink(missing_ok=True)
+            raise
         for old in sorted(folder.glob("*.journal.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
             old.unlink(missing_ok=True)
 

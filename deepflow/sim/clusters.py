@@ -205,9 +205,14 @@ def read_cluster(path: str | Path, *, kinds: Iterable[str] = ()) -> ClusterSpec:
     try:
         table = _ClusterTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as e:
-        raise ConfigurationError(f"cannot read the cluster {path}: {e.strerror or e}") from e
+        raise ConfigurationError(
+            f"cannot read the cluster {path}: {e.strerror or e}; give the path of a TOML file, or "
+            f"a cluster that is built in: {', '.join(BUILTIN_CLUSTERS)}"
+        ) from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigurationError(f"{path} is not TOML: {e}") from e
+        raise ConfigurationError(
+            f"{path} is not TOML: {e}; correct that, text stands in quotes"
+        ) from e
     except ValidationError as e:
         raise ConfigurationError(f"{path}: {_in_words(e)}") from e
     try:
@@ -301,9 +306,10 @@ def _in_words(error: ValidationError) -> str:
             )
             lines.append(f"{name} is no key; {known}")
         elif finding["type"] == "missing":
-            lines.append(f"{name} is missing")
+            lines.append(f"{name} is missing; add it")
         else:
             message = finding["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be ", "give what is ", 1)
             lines.append(f"{name}={finding['input']!r}: {message}")
     return "; ".join(lines)
 
@@ -497,8 +503,9 @@ def _gavel(gavel_file: str | Path | None, kinds: Iterable[str]) -> ClusterSpec:
     """
     if gavel_file is None:
         raise ConfigurationError(
-            "the cluster 'gavel' is made of measured speeds; give gavel_file, the path of Gavel's "
-            "throughputs (simulation_throughputs.json of github.com/stanford-futuredata/gavel)"
+            "the cluster 'gavel' is made of measured speeds; write a cluster file with gavel_file, "
+            "the path of Gavel's throughputs (simulation_throughputs.json of "
+            "github.com/stanford-futuredata/gavel)"
         )
     kinds = tuple(kinds)
     classes = []

@@ -48,7 +48,9 @@ def read_workflow(path: str | Path, *, run: str = "", flow: str = "") -> SimJob:
     try:
         return _job(json.loads(_read(path)), path, run, flow)
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ConfigurationError(f"{path} is not JSON ({e}); is it a WfCommons file?") from e
+        raise ConfigurationError(
+            f"{path} is not JSON ({e}); correct it, or give a WfCommons {SCHEMA_VERSION} file"
+        ) from e
     except _WorkflowError as e:
         raise ConfigurationError(f"{path}: {e}") from e
 
@@ -82,7 +84,10 @@ def _files(path: Path) -> Sequence[Path]:
         return [path]
     found = sorted(p for p in path.iterdir() if p.name.endswith((".json", ".json.zst")))
     if not found:
-        raise ConfigurationError(f"the folder {path} has no .json or .json.zst file")
+        raise ConfigurationError(
+            f"the folder {path} has no .json or .json.zst file; "
+            f"give one with WfCommons {SCHEMA_VERSION} files"
+        )
     return found
 
 
@@ -90,7 +95,10 @@ def _read(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as e:
-        raise ConfigurationError(f"cannot read the workflow {path}: {e.strerror or e}") from e
+        raise ConfigurationError(
+            f"cannot read the workflow {path}: {e.strerror or e}; give the path of a WfCommons "
+            f"{SCHEMA_VERSION} file, or of a folder of them"
+        ) from e
     if path.suffix != ".zst":
         return raw
     import zstandard  # only where a file is compressed

@@ -40,7 +40,7 @@ _MEMORY_LOOK_S: Final = 1.0
 _MAX_NEAR: Final = 64
 _INFINITE: Final = float("inf")
 _NO_IDS: Final[frozenset[str]] = frozenset()
-_ALL_BUSY: Final = "every worker that fits is busy"
+ALL_BUSY: Final = "every worker that fits is busy"
 _ALL_BUSY_OR_FULL: Final = "every worker that fits is busy or has too little memory free"
 _number = attrgetter("number")
 
@@ -278,7 +278,7 @@ class Binder:
         candidates = self.candidates(task, now_s)
         queue_s = candidates.queue_s
         if not queue_s:
-            task.held_because = _ALL_BUSY
+            task.held_because = ALL_BUSY
             if task.memory_bytes:
                 task.held_because = _ALL_BUSY_OR_FULL
                 self.look_again_s = min(self.look_again_s, now_s + _MEMORY_LOOK_S)
@@ -310,7 +310,7 @@ class Binder:
                     )
                     self.look_again_s = min(self.look_again_s, now_s + wait_s)
                     task.held = None
-                    task.held_because = _ALL_BUSY
+                    task.held_because = ALL_BUSY
                     return None, None
                 other = min(free, key=scores.__getitem__)
                 gain_s = scores[other] - scores[best]

@@ -69,7 +69,17 @@ def policy_named(policy: str | Policy) -> Policy | None:
     if make is not None:
         return make()
     for entry in entry_points(group=_GROUP, name=policy):
-        made = entry.load()()
+        try:
+            made = entry.load()()
+        except Exception as exc:  # noqa: BLE001 - another package's code: it may raise anything
+            cause = f"{type(exc).__name__}: {exc}"
+        else:
+            cause = ""
+        if cause:
+            raise ConfigurationError(
+                f"the placement policy {policy!r} cannot be made by its entry point "
+                f"{entry.value!r} ({cause}); correct that package, or name another policy"
+            )
         if not isinstance(made, Policy):
             raise ConfigurationError(
                 f"the entry point {entry.value!r} for the placement policy {policy!r} gives "
