@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepflow.cli._output import Column, in_bytes, print_json, print_table, say
-from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK
+from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_names
 from deepflow.errors import ConfigurationError
 from deepflow.observe.explain import in_seconds
 
@@ -30,7 +30,8 @@ policies_option = click.option(
     default=f"{STOCK},{DEFAULT_POLICY}",
     show_default=True,
     metavar="A,B,…",
-    help="Policies to compare, with commas between them; stock is Dask's own.",
+    help="Policies to compare, with commas between them. There are "
+    f"{', '.join(policy_names())}; stock is Dask's own.",
 )
 seeds_option = click.option(
     "--seeds",

@@ -58,7 +58,7 @@ def print_table(
     """
     columns = [Column(one) if isinstance(one, str) else one for one in headers]
     is_folded = [isinstance(one, str) and i > 0 for i, one in enumerate(headers)]
-    cells = [tuple(row) for row in rows]
+    cells = [tuple(cell.replace("\n", " ") for cell in row) for row in rows]
     kept = [
         i
         for i, column in enumerate(columns)

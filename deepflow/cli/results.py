@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,6 +60,8 @@ def convert_command(
     and keep SOURCE.
     """
     said = dict(_pair(option) for option in options)
+    if "://" not in source and not Path(source).expanduser().exists():
+        raise _missing(source)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -66,10 +69,7 @@ def convert_command(
 
     folder = Folder(source, said)
     if not folder.exists():
-        raise ConfigurationError(
-            f"there is no folder {source!r}; give the folder or URL that holds the results, such "
-            "as PREFECT_LOCAL_STORAGE_PATH (`prefect config view --show-defaults`)"
-        )
+        raise _missing(source)
     target = Folder(dest, said) if dest is not None else folder
     done = []
     console = Console(stderr=True)
@@ -115,6 +115,13 @@ def convert_command(
             )
     if damaged:
         raise SystemExit(1)
+
+
+def _missing(source: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is no folder {source!r}; give the folder or URL that holds the results, such as "
+        "that of PREFECT_LOCAL_STORAGE_PATH (`prefect config view --show-defaults` tells it)"
+    )
 
 
 def _pair(option: str) -> tuple[str, str]:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="FILE|NAME",
-    help="A TOML file, or a cluster that is built in; may be given again.",
+    help="A TOML file, or a cluster that is built in: homogeneous, three-speeds, edge or "
+    "gpu-mixed; may be given again.",
 )
 @policies_option
 @seeds_option
@@ -63,7 +64,7 @@ def command(
     is_wide: bool,
     is_json: bool,
 ) -> None:
-    """Example: deepflow simulate --workflow blast.json --cluster three-speeds --policy stock,eft
+    """Example: deepflow simulate --workflow blast.json --cluster three-speeds
 
     Play workflows on simulated clusters with the real Dask scheduler in virtual time, under each
     policy and with several seeds, and compare: makespan ÷ lower bound, waits, long tail, slowdown,

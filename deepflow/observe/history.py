@@ -7,7 +7,8 @@ results of tasks are never stored. Both tables are bounded: see the constants.
 
 SQLite by default (write-ahead log, several processes at once), PostgreSQL by URL with psycopg 3
 (``pip install 'prefect-deepflow[postgres]'``). A file that is damaged, of another version or not a
-history is refused; on PostgreSQL the tables, named ``deepflow_history_…``, may live beside other ones.
+history is refused; on PostgreSQL the tables, named ``deepflow_history_…``, may live beside other
+ones.
 """
 
 from __future__ import annotations

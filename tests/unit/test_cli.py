@@ -18,12 +18,14 @@ from deepflow.settings import Settings
 
 COMMANDS = (
     "certificates",
+    "completion",
     "connect",
     "demo",
     "explain",
     "metrics",
     "replay",
     "results",
+    "runs",
     "settings",
     "simulate",
     "version",
@@ -46,6 +48,76 @@ def test_help_opens_with_an_example_of_that_command(command: str) -> None:
     first = [line.strip() for line in done.output.splitlines() if line.strip()][1]
     assert re.match(rf"Example: .*\bdeepflow {command}\b", first)
     assert "--json" in done.output
+
+
+@pytest.mark.parametrize("command", ["metrics", "settings", "version"])
+def test_a_table_has_a_line_for_each_row_and_fits_80_columns(command: str) -> None:
+    document = json.loads(deepflow(command, "--json").output)
+    lines = deepflow(command, COLUMNS="80").output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines.index("") == 2 + len(document)  # the names of the columns and a rule come first
+    for entry, line in zip(document, lines[2:], strict=False):
+        assert line.startswith(entry.get("name", entry.get("package")))
+
+
+@pytest.mark.parametrize("command", ["metrics", "settings"])
+def test_wide_tells_every_meaning_in_full(command: str) -> None:
+    document = json.loads(deepflow(command, "--json").output)
+    told = deepflow(command, "--wide", COLUMNS="80").output
+    for entry in document:
+        assert entry["meaning"] in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("settings", "DEEPFLOW_TLS"), "Encryption inside the cluster."),
+        (("settings", "infra-retries"), "DEEPFLOW_INFRA_RETRIES"),
+        (("metrics", "fallbacks_total"), "deepflow_fallbacks_total (counter, fallbacks)"),
+    ],
+)
+def test_one_setting_or_metric_is_told_in_full(arguments: tuple[str, str], said: str) -> None:
+    told = deepflow(*arguments, COLUMNS="80").output
+    assert said in told
+    assert "…" not in told
+    assert len(json.loads(deepflow(*arguments, "--json").output)) == 1
+
+
+def test_the_version_is_told_by_an_option_and_a_command() -> None:
+    told = deepflow("--version").output
+    (own,) = [
+        row["installed"]
+        for row in json.loads(deepflow("version", "--json").output)
+        if row["package"] == "prefect-deepflow"
+    ]
+    assert told == f"deepflow {own}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_for_the_shell(shell: str) -> None:
+    script = deepflow("completion", shell).output
+    assert f"_DEEPFLOW_COMPLETE={shell}_complete" in script
+    assert json.loads(deepflow("completion", shell, "--json").output)["script"] in script
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("deepflow exp", "explain"),
+        ("deepflow explain --w", "--wide"),
+        ("deepflow settings infra", "infra_retries"),
+        ("deepflow metrics deepflow_fall", "deepflow_fallbacks_total"),
+        ("deepflow completion f", "fish"),
+    ],
+)
+def test_what_is_typed_is_completed(typed: str, completed: str) -> None:
+    environment = {
+        "_DEEPFLOW_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    done = CliRunner().invoke(main, [], env=environment, prog_name="deepflow")
+    assert [line.partition(",")[2] for line in done.output.splitlines()] == [completed]
 
 
 @pytest.mark.parametrize("command", ["metrics", "settings", "version"])

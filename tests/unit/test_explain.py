@@ -33,6 +33,7 @@ from deepflow.observe.explain import (
     find_runs,
     find_tasks,
     in_seconds,
+    longest_wait_by_task,
     longest_waits,
     move_summaries,
     reasons_it_waited,
@@ -67,10 +68,10 @@ def test_the_parts_of_a_wait_add_up_and_say_why() -> None:
     trail = Trail.of(events())
     reasons = reasons_it_waited(trail, trail.tasks["b-1"])
     assert sorted(reasons, key=lambda r: r.text) == [
-        Reason(3.0, "held back: fast-0 is soon free"),
-        Reason(3.0, "in the queue of fast-0, behind 1 task"),
-        Reason(1.0, "its inputs were on the way"),
-        Reason(1.0, "not yet given to a worker"),
+        Reason(3.0, "held back: fast-0 is soon free", "held"),
+        Reason(3.0, "in the queue of fast-0, behind 1 task", "queue"),
+        Reason(1.0, "its inputs were on the way", "inputs"),
+        Reason(1.0, "not yet given to a worker", "unplaced"),
     ]
     assert sum(reason.seconds for reason in reasons) == trail.tasks["b-1"].wait_s == 8.0
 
@@ -86,12 +87,35 @@ def test_a_task_that_never_became_ready_says_what_it_lacked() -> None:
     )
     (reason,) = reasons_it_waited(trail, trail.tasks["b"])
     assert reason.text == "it never became ready: a-1 did not finish"
+    assert reason.kind == "never ready"
+
+
+def test_a_wait_for_any_worker_is_told_from_one_for_a_better_worker() -> None:
+    held = Held(10.0, "b-1", "every worker that fits is busy or has too little memory free")
+    trail = Trail.of([held if isinstance(event, Held) else event for event in events()])
+    kinds = {reason.kind for reason in reasons_it_waited(trail, trail.tasks["b-1"])}
+    assert kinds == {"busy", "inputs", "queue"}
+
+
+def test_the_longest_wait_is_told_once_for_each_task() -> None:
+    more = [
+        Submitted(0.0, "b-2", "b", "train", "run-one"),
+        Finished(20.0, "b-2", "slow-0", 5.0, 20.0, 10),
+        Finished(20.0, "c-1", "slow-0", 1.0, 20.0, 10),
+        Submitted(0.0, "c-1", "c", "train", "run-one"),
+        TasksNamed(20.0, "c-1", (("id-1", "c-one"), ("id-2", "c-two"))),
+    ]
+    trail = Trail.of([*events(), *more])
+    b, c = longest_wait_by_task(trail, 5)
+    assert (b.key, b.wait_s) == ("b-1", 8.0)
+    assert (c.key, c.wait_s, len(c.runs)) == ("c-1", 1.0, 2)
+    assert [wait.key for wait in longest_wait_by_task(trail, 1)] == ["b-1"]
 
 
 def test_what_still_waits_has_waited_to_the_end_of_the_log() -> None:
     trail = Trail.of([*events(), Submitted(1.0, "c-1", "c", "train", "run-one")])
     assert reasons_it_waited(trail, trail.tasks["c-1"]) == (
-        Reason(19.0, "not yet given to a worker"),
+        Reason(19.0, "not yet given to a worker", "unplaced"),
     )
 
 
