@@ -35,7 +35,7 @@ class Recorded:
 def recorded(runs: Sequence[str]) -> dict[str, Recorded]:
     """What is recorded of the flow runs with these ids, by id; those unknown to it are left out.
 
-    Waits two seconds at most for each of two answers. Raises :class:`NoServerError` where no
+    Waits two seconds at most for each of three answers. Raises :class:`NoServerError` where no
     server is configured, or it does not answer.
     """
     import httpx
@@ -54,6 +54,9 @@ def recorded(runs: Sequence[str]) -> dict[str, Recorded]:
     if not ids:
         return {}
     try:
+        # Prefect's client tries for some seconds where the connection is refused. Nothing is sent
+        # here that certificates would have to protect: those are checked when it is asked.
+        httpx.get(f"{url}/health", timeout=_PATIENCE_S, verify=False)
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
             get_client(sync_client=True, httpx_settings={"timeout": _PATIENCE_S}) as client,

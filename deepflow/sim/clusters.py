@@ -306,7 +306,7 @@ def _in_words(error: ValidationError) -> str:
             )
             lines.append(f"{name} is no key; {known}")
         elif finding["type"] == "missing":
-            lines.append(f"{name} is missing; add it")
+            lines.append(f"{name} is missing")
         else:
             message = finding["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be ", "give what is ", 1)
@@ -503,9 +503,9 @@ def _gavel(gavel_file: str | Path | None, kinds: Iterable[str]) -> ClusterSpec:
     """
     if gavel_file is None:
         raise ConfigurationError(
-            "the cluster 'gavel' is made of measured speeds; write a cluster file with gavel_file, "
-            "the path of Gavel's throughputs (simulation_throughputs.json of "
-            "github.com/stanford-futuredata/gavel)"
+            "the cluster 'gavel' is made of measured speeds; give gavel_file (for the command "
+            "line in a cluster file), the path of Gavel's throughputs "
+            "(simulation_throughputs.json of github.com/stanford-futuredata/gavel)"
         )
     kinds = tuple(kinds)
     classes = []

@@ -164,7 +164,7 @@ class _Server(ThreadingHTTPServer):
 @pytest.fixture
 def server() -> Iterator[str]:
     with _Server(("127.0.0.1", 0), _Server.RequestHandlerClass) as one:
-        thread = threading.Thread(target=one.serve_forever, daemon=True)
+        thread = threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{one.server_port}"
         with temporary_settings({PREFECT_API_URL: f"{url}/api"}):

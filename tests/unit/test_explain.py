@@ -101,8 +101,8 @@ def test_the_longest_wait_is_told_once_for_each_task() -> None:
     more = [
         Submitted(0.0, "b-2", "b", "train", "run-one"),
         Finished(20.0, "b-2", "slow-0", 5.0, 20.0, 10),
-        Finished(20.0, "c-1", "slow-0", 1.0, 20.0, 10),
         Submitted(0.0, "c-1", "c", "train", "run-one"),
+        Finished(20.0, "c-1", "slow-0", 1.0, 20.0, 10),
         TasksNamed(20.0, "c-1", (("id-1", "c-one"), ("id-2", "c-two"))),
     ]
     trail = Trail.of([*events(), *more])
