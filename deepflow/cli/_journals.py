@@ -18,7 +18,7 @@ __all__ = ["complete_run", "journal_of", "journals_folder"]
 
 def journals_folder() -> Path:
     """The folder in which flow runs leave their journals; it need not be there."""
-    return load_settings().state_dir.expanduser() / "journals"
+    return load_settings().state_dir.expanduser().absolute() / "journals"
 
 
 def _standing_folder() -> Path:

@@ -124,9 +124,12 @@ def _tell_run(trail: Trail, *, is_wide: bool, is_json: bool) -> None:
         )
         return
     for run in runs[:_MOST_RUNS]:
+        tasks = [task for task in trail.tasks.values() if task.run == run.run]
+        n_runs = sum(task.n_runs for task in tasks)
+        n_finished = sum(task.n_runs for task in tasks if task.finished_s is not None)
         say(
-            f"{run.called} of flow {run.flow}: {run.n_finished:,} of {run.n_tasks:,} tasks "
-            f"finished, in {in_seconds(run.completion_s)}"
+            f"{run.called} of flow {run.flow}: {n_finished:,} of {n_runs:,} task runs finished, "
+            f"in {in_seconds(run.completion_s)}"
         )
         if run.name:
             say(f"(id {run.run})")
@@ -167,7 +170,7 @@ def _tell_summaries(summaries: Sequence[TaskSummary], n_classes: int) -> None:
                 row.task,
                 f"×{row.n_runs:,}",
                 f"{row.n_failed:,}" if row.n_failed else "",
-                in_seconds(row.median_run_s),
+                in_seconds(row.median_each_s),
                 in_seconds(row.median_wait_s),
                 in_seconds(row.longest_wait_s),
                 _places(row) if n_classes > 1 else "",

@@ -101,8 +101,8 @@ def _document(run: RunRecord, known: Recorded | None) -> dict[str, object]:
         "seconds": run.took_s,
         "report": None if known is None else known.report_url,
         "page": None if known is None else known.run_url,
-        "tasks": run.n_tasks,
-        "tasks_finished": run.n_finished,
+        "task_runs": run.n_runs,
+        "task_runs_finished": run.n_finished,
         "id": run.run,
         "journal": str(run.journal),
     }
@@ -115,7 +115,7 @@ def _tell(runs: list[RunRecord], known: Mapping[str, Recorded], *, is_wide: bool
         Column("state", is_optional=True),
         Column("when"),
         Column("took", is_number=True),
-        Column("tasks", is_number=True),
+        Column("task runs", is_number=True),
         Column("report", is_optional=True),
     ]
     if is_wide:
@@ -131,14 +131,14 @@ def _tell(runs: list[RunRecord], known: Mapping[str, Recorded], *, is_wide: bool
 def _cells(run: RunRecord, known: Mapping[str, Recorded], is_wide: bool) -> list[str]:
     of_server = known.get(run.run)
     report = of_server.report_url if of_server is not None else None
-    n_tasks = f"{run.n_tasks:,}"
+    n_runs = f"{run.n_runs:,}"
     return [
         run.name or run.run,
         run.flow,
         ("unknown" if known else "") if of_server is None else of_server.state,
         _when(run.began_s, is_wide),
         in_seconds(run.took_s),
-        n_tasks if run.n_finished == run.n_tasks else f"{run.n_finished:,} of {n_tasks}",
+        n_runs if run.n_finished == run.n_runs else f"{run.n_finished:,} of {n_runs}",
         (report if is_wide else "yes") if report else ("-" if known else ""),
     ]
 

@@ -63,6 +63,8 @@ class TaskSummary:
     longest_wait_s: float | None
     total_run_s: float
     """Of all attempts, also those that failed."""
+    median_each_s: float | None
+    """As `median_run_s`, for one task run: those of a group run one after another."""
     ran_on: tuple[tuple[str, int], ...]
     """Worker class and how many finished there, most first."""
     moved_bytes: int
@@ -185,6 +187,12 @@ def task_summaries(trail: Trail) -> tuple[TaskSummary, ...]:
 def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary:
     runs_s = _known(task.run_s for task in tasks)
     waits_s = _known(task.wait_s for task in tasks)
+    each_s = [
+        run_s / task.n_runs
+        for task in tasks
+        if (run_s := task.run_s) is not None
+        for _ in range(task.n_runs)
+    ]
     ran_on = Counter(_class_of(trail, task) for task in tasks if task.finished_s is not None)
     return TaskSummary(
         task=name,
@@ -197,6 +205,7 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
         median_wait_s=median(waits_s) if waits_s else None,
         longest_wait_s=max(waits_s, default=None),
         total_run_s=sum(a.run_s or 0.0 for task in tasks for a in task.attempts),
+        median_each_s=median(each_s) if each_s else None,
         ran_on=tuple(ran_on.most_common()),
         moved_bytes=sum(task.transfer_bytes for task in tasks),
     )

@@ -309,8 +309,10 @@ class RunRecord:
     simulation."""
     took_s: float | None
     """Seconds from the first submit to the last finish; None: some task did not finish."""
-    n_tasks: int
+    n_runs: int
+    """Task runs that were submitted to Dask."""
     n_finished: int
+    """Task runs among them that ended with a result."""
 
 
 @dataclass(slots=True)
@@ -320,6 +322,7 @@ class _Told:
     name: str = ""
     flow: str = ""
     submitted_s: dict[str, float] = field(default_factory=dict)
+    n_runs: dict[str, int] = field(default_factory=dict)
     finished_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -363,6 +366,7 @@ def _records(path: Path) -> list[RunRecord]:
             told = runs.setdefault(event.run, _Told())
             told.flow = told.flow or event.flow
             told.submitted_s.setdefault(event.key, event.at_s)
+            told.n_runs.setdefault(event.key, event.n_runs)
             run_of[event.key] = event.run
         elif isinstance(event, Finished) and event.key in run_of:
             runs[run_of[event.key]].finished_s.setdefault(event.key, event.stopped_s)
@@ -384,8 +388,8 @@ def _record(path: Path, run: str, told: _Told, is_real: bool) -> RunRecord:
         journal=path,
         began_s=began_s if is_real else None,
         took_s=ended_s - began_s if is_over else None,  # type: ignore[operator]
-        n_tasks=len(told.submitted_s),
-        n_finished=len(told.finished_s),
+        n_runs=sum(told.n_runs.values()),
+        n_finished=sum(told.n_runs[key] for key in told.finished_s),
     )
 
 

@@ -86,7 +86,7 @@ def workflow(tmp_path: Path) -> Path:
 def test_explain_tells_a_run(journal: Path, tmp_path: Path) -> None:
     done = deepflow("explain", "train", "--journal", journal, "--plot", tmp_path / "run.png")
     assert done.exit_code == 0, done.output
-    assert "run-7 of flow train: 9 of 9 tasks finished" in done.output
+    assert "run-7 of flow train: 9 of 9 task runs finished" in done.output
     assert "Longest waits" in done.output
     assert (tmp_path / "run.png").stat().st_size > 1000
 

@@ -36,8 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with JournalWriter(path, clock="unix") as writer:
             writer.write(RunNamed(at_s + 9.0, run, name, flow))
             writer.write(WorkerJoined(0.0, "w-0", "plain", 1))
-            for key in ("a", "b"):
-                writer.write(Submitted(at_s, f"{key}-{i}", key, flow, run))
+            writer.write(Submitted(at_s, f"a-{i}", "a", flow, run, n_runs=8))
+            writer.write(Submitted(at_s, f"b-{i}", "b", flow, run))
             writer.write(Finished(at_s + 2.0, f"a-{i}", "w-0", at_s + 1.0, at_s + 2.0, 10))
             if i != 1:
                 writer.write(Finished(at_s + 5.0, f"b-{i}", "w-0", at_s + 2.0, at_s + 5.0, 10))
@@ -70,9 +70,9 @@ def test_runs_are_listed_the_newest_first(folder: Path) -> None:
     assert done.output.rstrip().endswith("journals")
     newest, unfinished, _ = listed()
     assert (newest["name"], newest["flow"], newest["seconds"]) == ("cyan-cat", "train", 5.0)
-    assert (newest["tasks"], newest["tasks_finished"]) == (2, 2)
+    assert (newest["task_runs"], newest["task_runs_finished"]) == (9, 9)
     assert newest["state"] is None
-    assert (unfinished["seconds"], unfinished["tasks_finished"]) == (None, 1)
+    assert (unfinished["seconds"], unfinished["task_runs_finished"]) == (None, 8)
 
 
 def test_runs_are_chosen_by_number_and_flow(folder: Path) -> None:

@@ -127,6 +127,17 @@ def test_summaries_by_name_of_the_task() -> None:
     assert (b.median_wait_s, b.longest_wait_s, b.moved_bytes) == (8.0, 8.0, 500)
 
 
+def test_the_run_time_of_one_of_a_group_is_its_share() -> None:
+    grouped = [
+        Submitted(0.0, "g-1", "g", "train", "run-one", n_runs=4),
+        Finished(8.0, "g-1", "fast-0", 0.0, 8.0, 10),
+        Submitted(0.0, "g-2", "g", "train", "run-one"),
+        Finished(3.0, "g-2", "fast-0", 0.0, 3.0, 10),
+    ]
+    (row,) = task_summaries(Trail.of(grouped))
+    assert (row.n, row.n_runs, row.median_run_s, row.median_each_s) == (2, 5, 5.5, 2.0)
+
+
 def test_only_what_failed_counts_as_a_failed_try() -> None:
     others = [
         Started(20.5, "a-1", "slow-0"),  # made anew, and under way when the log ends
