@@ -276,6 +276,8 @@ class History:
         remedy = "move it away (a new one is begun), or name another"
         if not self._source.startswith("sqlite"):
             remedy = "check the server and the rights on it, or name another database"
+        elif "disk is full" in cause:
+            remedy = "make room there, or name another with DEEPFLOW_HISTORY"
         return HistoryError(
             f"the history {self._source} cannot be used: {cause.strip()}; {remedy}",
             source=self._source,

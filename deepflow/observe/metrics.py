@@ -492,7 +492,7 @@ def serve(port: int, addr: str = "127.0.0.1") -> int:
         except OSError as error:
             raise MetricError(
                 f"cannot serve metrics on {addr}:{port}: {error}; "
-                "choose another metrics port, or 0 for any free one"
+                "set DEEPFLOW_METRICS_PORT to another port, or to 0 for any free one"
             ) from error
         exporter = Exporter(addr, server.server_port, server, thread)
         _exporters[addr, exporter.port] = exporter

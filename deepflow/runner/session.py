@@ -197,7 +197,13 @@ class Session:
                 self._note = Note(folder, flow_run.id, server)
             except OSError as exc:
                 metrics.inc("deepflow_fallbacks_total", kind="no_note_of_driver")
-                self.logger.warning("Should this process be killed, nobody will notice: %s", exc)
+                self.logger.warning(
+                    "Should this process be killed, its open runs stay Running, since no note of "
+                    "it can be left in %s (%s); make room there or allow writing, or name another "
+                    "folder with DEEPFLOW_STATE_DIR",
+                    folder,
+                    exc,
+                )
         self._prefix = f"deepflow-{self.salt}-"
         self.client._send_to_scheduler({"op": INTRODUCE, "prefix": self._prefix, **will})
 

@@ -266,7 +266,7 @@ class DeepflowTaskRunner(TaskRunner[Any]):
             GeneratorTaskError: the task is a generator, whose values could not be streamed back.
         """
         self._check_may_submit(task)
-        call = Call(self._connected(), task)
+        call = self._call(task)
         self._remark_on(task, call.session)
         future = call.future(parameters, wait_for, dependencies)
         call.session.dispatcher.submit_item(future._item)
@@ -289,13 +289,20 @@ class DeepflowTaskRunner(TaskRunner[Any]):
             MappingLengthMismatch: the iterables differ in length.
         """
         self._check_may_submit(task)
-        call = Call(self._connected(), task, is_map=True)
+        call = self._call(task, is_map=True)
         self._remark_on(task, call.session)
         futures = call.mapped(parameters, wait_for)
         call.session.dispatcher.submit_map([future._item for future in futures])
         take_part(futures)
         # Prefect's list says it is an iterator, and is none.
         return DeepflowFutureList(futures)  # type: ignore[abstract]
+
+    def _call(self, task: Task[Any, Any], *, is_map: bool = False) -> Call:
+        session = self._connected()
+        try:
+            return Call(session, task, is_map=is_map)
+        except DeepflowError as error:
+            raise error.with_traceback(None) from None  # as in `_connected`
 
     def _remark_on(self, task: Task[Any, Any], session: Session) -> None:
         remark = remark_on(task)

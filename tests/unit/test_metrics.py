@@ -127,7 +127,7 @@ def test_serving_twice_is_serving_once(exporter_port: int) -> None:
 def test_a_taken_port_is_refused_in_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(metrics.MetricError, match=f"127.0.0.1:{port}.*choose another"):
+        with pytest.raises(metrics.MetricError, match=f"127.0.0.1:{port}.*to another port"):
             metrics.serve(port)
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from click.testing import CliRunner
 
 import deepflow.cli._flows
@@ -34,6 +36,7 @@ from deepflow.errors import DeepflowError, IncompatibleVersionError
 from deepflow.hints import Hints
 from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
+from deepflow.observe.history import History, Observation
 from deepflow.observe.journal import JournalWriter
 from deepflow.runner.placing import Placing
 from deepflow.runner.versions import SUPPORTED, check_versions
@@ -453,7 +456,7 @@ def a_place_has_an_unknown_scheme(on: Stage) -> str:
     return on.runner(DEEPFLOW_TIER_URL="memry://x")
 
 
-@mistake("127.0.0.1:{port}", "already in use", "choose another metrics port")
+@mistake("127.0.0.1:{port}", "already in use", "set DEEPFLOW_METRICS_PORT to another port")
 def the_port_of_metrics_is_taken(on: Stage) -> str:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -498,6 +501,22 @@ def the_disk_is_full_when_a_journal_is_kept(on: Stage) -> str:
     placing._keep_journal("run-7", [RunNamed(0.0, "run-7", "owl", "train")] * 5000)
     assert list((on.folder / "state" / "journals").iterdir()) == []
     return on.logged()
+
+
+@mistake("state/history.sqlite", "disk is full", "make room there")
+def the_disk_is_full_when_the_history_is_kept(on: Stage) -> str:
+    target = on.folder / "state" / "history.sqlite"
+    history = History.open(target)
+
+    def as_large_as_it_may_be(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count=1")
+
+    sqlalchemy.event.listen(history._engine, "connect", as_large_as_it_may_be)
+    seen = Observation("train", "run-7", "fit" * 100, "plain", 0.0, 1.0, 10, 10)
+    try:
+        return on.python(history.record, [seen] * 1000)
+    finally:
+        history.close()
 
 
 @mistake("results", "No space left on device", "make room there")
