@@ -81,6 +81,10 @@ def command(limit: int, flow: str | None, state: str | None, is_wide: bool, is_j
             )
         return
     _tell(runs, known, is_wide=is_wide)
+    reports = (known[run.run].report_url for run in runs if run.run in known)
+    newest = next((url for url in reports if url is not None), None)
+    if newest is not None and not is_wide:
+        click.echo(f"Newest report (--wide tells all):\n{newest}")  # never folded
     if why:
         say(f"Without states and reports: {why}.")
     say(f"Journals: {folder}")

@@ -182,6 +182,7 @@ def test_states_and_reports_come_from_the_server(folder: Path, server: str) -> N
     told = deepflow("runs").output
     assert "Completed" in told
     assert "Without states" not in told
+    assert newest["report"] in told
     assert max(map(len, told.splitlines())) <= 80
     assert newest["report"] in deepflow("runs", "--wide").output
 
