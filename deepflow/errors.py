@@ -50,6 +50,7 @@ __all__ = [
     "UnplaceableError",
     "UnresolvedInputError",
     "ValueLostError",
+    "advice_on_place",
     "nearest",
 ]
 
@@ -189,6 +190,15 @@ class ContextMissingError(InfrastructureError):
 
 class ValueLostError(InfrastructureError):
     """The copy of a result that a worker had stored away is damaged or gone."""
+
+
+def advice_on_place(error: OSError) -> str:
+    """What to do where a file could not be written or read, for messages."""
+    import errno  # only needed when something is wrong already
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, or name another place"
+    return "check the path and your rights there, or name another place"
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Final
 from distributed.security import Security
 
 from deepflow.decide.transport import AUTO
-from deepflow.errors import ConfigurationError, nearest
+from deepflow.errors import ConfigurationError, advice_on_place, nearest
 
 __all__ = ["CA_FILE", "CERT_FILE", "GENERATED", "KEY_FILE", "check_tls"]
 __all__ += ["security_of", "write_certificates"]
@@ -119,7 +119,7 @@ def write_certificates(folder: Path) -> list[Path]:
                 file.write(content)
     except OSError as exc:
         raise ConfigurationError(
-            f"the certificates cannot be written to {folder} ({exc.strerror}); name a folder that "
-            "can be made or written to"
+            f"the certificates cannot be written to {folder} ({exc.strerror}); "
+            f"{advice_on_place(exc)}"
         ) from exc
     return [folder / name for name in contents]

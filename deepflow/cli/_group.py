@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from deepflow.errors import DeepflowError, nearest
+from deepflow.errors import DeepflowError, advice_on_place, nearest
 
 # Command → module that has a click command called `command`, imported on first use.
 _COMMANDS = {
@@ -70,9 +70,7 @@ class _Refused(click.ClickException):
 
 def _in_words(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}{error.strerror}; make room there, or name another place"
-    return f"{where}{error.strerror or error}; check the path and your rights there"
+    return f"{where}{error.strerror or error}; {advice_on_place(error)}"
 
 
 def _tell_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:

@@ -13,7 +13,7 @@ import click
 
 from deepflow.cli._output import Column, in_bytes, print_json, print_table, say
 from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_names
-from deepflow.errors import ConfigurationError
+from deepflow.errors import ConfigurationError, advice_on_place
 from deepflow.observe.explain import in_seconds
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ def tell(judged: Judged, output: Path | None, *, is_wide: bool, is_json: bool) -
             output.write_text(json.dumps(document, indent=2) + "\n")
         except OSError as error:
             raise ConfigurationError(
-                f"{output} cannot be written ({error.strerror}); "
-                "give a path in a directory that exists and can be written to"
+                f"{output} cannot be written ({error.strerror}); {advice_on_place(error)}"
             ) from error
     if is_json:
         print_json(document)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deepflow.decide.trail import Attempt, Trail, WorkerTrail
-from deepflow.errors import ConfigurationError
+from deepflow.errors import ConfigurationError, advice_on_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,8 +219,7 @@ def draw_side_by_side(trails: Mapping[str, Trail], path: Path, *, title: str = "
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise ConfigurationError(
-            f"the picture {path} cannot be written ({error.strerror}); "
-            "give a path in a directory that exists and can be written to"
+            f"the picture {path} cannot be written ({error.strerror}); {advice_on_place(error)}"
         ) from error
 
 

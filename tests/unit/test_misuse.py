@@ -465,7 +465,7 @@ def the_port_of_metrics_is_taken(on: Stage) -> str:
     return str(caught.value).replace(str(port), "{port}")
 
 
-@mistake("notes.txt", "cannot be written to", "name a folder that can be made")
+@mistake("notes.txt", "cannot be written to", "name another place")
 def certificates_are_to_go_into_a_file(on: Stage) -> str:
     on.file("notes.txt")
     return on.cli("certificates", "notes.txt")
