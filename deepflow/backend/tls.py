@@ -7,6 +7,7 @@ sides, so nobody else joins.
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Final
 
@@ -90,6 +91,19 @@ def check_tls(tls: str | None, *, address: str | None = None) -> None:
                 f"tls={tls!r}: there is no readable {path}; `deepflow certificates {tls}` makes "
                 f"all three files, and tls={GENERATED!r} needs none"
             )
+    try:
+        ssl.create_default_context(cafile=str(folder / CA_FILE)).load_cert_chain(
+            str(folder / CERT_FILE), str(folder / KEY_FILE), password=""
+        )
+    except ssl.SSLError as exc:
+        cause = exc.reason or str(exc)
+    else:
+        return
+    raise ConfigurationError(
+        f"tls={tls!r}: {CA_FILE}, {CERT_FILE} and {KEY_FILE} in it are no certificate with its key "
+        f"({cause}); `deepflow certificates` makes some in a new folder, and tls={GENERATED!r} "
+        "needs none"
+    )
 
 
 def write_certificates(folder: Path) -> list[Path]:

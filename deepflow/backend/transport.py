@@ -39,6 +39,10 @@ _GRACE_S: Final = 1.0
 """For the other ways, once one has answered."""
 _STARTING_S: Final = 5.0
 """How long a scheduler of this machine may take to listen, and a name to become known."""
+_SPEAKS_WITHIN_S: Final = 1.0
+"""A scheduler greets whoever connects. One that says nothing for so long is busy, or is none."""
+_ANSWERS_WITHIN_S: Final = 2.0
+"""How long a web server may take to answer."""
 _LOOK_EVERY_S: Final = 0.2
 _DASHBOARD_PORT: Final = 8787
 
@@ -160,9 +164,42 @@ async def _greet_now(
     """As `_greet`; Dask would go on trying where the connection is refused."""
     found = endpoint(address)
     if found is not None:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(*found), timeout_s)
-        writer.close()
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(*found), timeout_s)
+        try:
+            if await _is_web_server(address, reader):
+                raise ConnectionError(_WEB_SERVER)
+        finally:
+            writer.close()
     return await _greet(address, arguments, timeout_s)
+
+
+_WEB_SERVER: Final = (
+    "a web server answers there, such as Prefect's API or a dashboard, and no Dask scheduler"
+)
+
+
+async def _is_web_server(address: str, reader: asyncio.StreamReader) -> bool:
+    """Whether whoever was connected to speaks HTTP. It is asked only where it does not speak first,
+    as schedulers do, and not where HTTP is what the address is about."""
+    scheme = address.partition("://")[0] if "://" in address else "tcp"
+    found = endpoint(address)
+    if scheme != "tcp" or found is None:
+        return False
+    try:
+        await asyncio.wait_for(reader.read(1), _SPEAKS_WITHIN_S)
+    except (OSError, TimeoutError):
+        pass
+    else:
+        return False
+    try:
+        answer, writer = await asyncio.wait_for(asyncio.open_connection(*found), _ANSWERS_WITHIN_S)
+        try:
+            writer.write(b"HEAD / HTTP/1.0\r\n\r\n")
+            return await asyncio.wait_for(answer.read(5), _ANSWERS_WITHIN_S) == b"HTTP/"
+        finally:
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def _greet(address: str, arguments: dict[str, Any], timeout_s: float) -> tuple[Comm, float]:
@@ -216,7 +253,8 @@ async def reach(address: str, security: Security | None, timeout_s: float) -> No
     """Return once a scheduler answers at an address.
 
     It may be starting, so it is given time: `timeout_s`, but only a few seconds where this very
-    machine refuses the connection or the host's name is not known. `ClusterUnreachableError` says
+    machine refuses the connection or the host's name is not known, and none where a web server
+    answers. `ClusterUnreachableError` says
     why, and how long was waited. Addresses without a socket are not looked at.
     """
     found = endpoint(address)
@@ -230,8 +268,7 @@ async def reach(address: str, security: Security | None, timeout_s: float) -> No
 
     while True:
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), left_s())
-            writer.close()
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), left_s())
             break
         except (OSError, TimeoutError) as exc:
             patience_s = timeout_s
@@ -242,6 +279,12 @@ async def reach(address: str, security: Security | None, timeout_s: float) -> No
             if time.monotonic() - began_s + _LOOK_EVERY_S > patience_s:
                 raise _unreachable(address, port, _why(exc), began_s) from None
         await asyncio.sleep(_LOOK_EVERY_S)
+    try:
+        is_web_server = await _is_web_server(address, reader)
+    finally:
+        writer.close()
+    if is_web_server:
+        raise _unreachable(address, port, _WEB_SERVER, began_s)
     arguments: dict[str, Any] = {}
     if security is not None and _encrypts(security):
         arguments = security.get_connection_args("client")
@@ -269,6 +312,8 @@ def _why(exc: BaseException) -> str:
         return "nothing that is a scheduler answered"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused, nothing listens there"
+    if isinstance(cause, ConnectionError) and str(cause) == _WEB_SERVER:
+        return _WEB_SERVER
     if isinstance(cause, socket.gaierror):
         return f"no host of this name is known ({cause.strerror})"
     return _in_words(exc)

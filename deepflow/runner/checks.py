@@ -34,6 +34,7 @@ __all__ = [
     "check_classes",
     "check_cluster",
     "check_cluster_class",
+    "check_free_port",
     "check_kwargs",
     "check_names",
     "check_policy",
@@ -78,6 +79,12 @@ def check_cluster(cluster: object) -> None:
         raise ConfigurationError(
             f"cluster={cluster.__name__} is a class; give a running cluster, or the class as "
             "cluster_class="
+        )
+    status = getattr(getattr(cluster, "status", None), "name", "")
+    if status in ("closing", "closed", "failed"):
+        raise ConfigurationError(
+            f"cluster={getattr(cluster, 'name', cluster)!r} is {status}; give one that runs, or "
+            "none, so that each flow run has its own"
         )
 
 
@@ -153,6 +160,23 @@ def check_kwargs(
         check_names(cluster_kwargs, known, f"cluster_kwargs: {called} takes no")
     check_names(client_kwargs, _names(Client), "client_kwargs: the Dask client takes no")
     _check_scaling(adapt_kwargs)
+
+
+def check_free_port(cluster_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a port for the scheduler of a local cluster that something listens on already."""
+    port = cluster_kwargs.get("scheduler_port") or 0
+    host = str(cluster_kwargs.get("host") or "127.0.0.1")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            return  # a host that is no name, and what else Dask knows better
+    else:
+        return
+    raise ConfigurationError(
+        f"cluster_kwargs: scheduler_port={port} is in use on {host}; give another one, or none, "
+        "for any that is free"
+    )
 
 
 def _check_numbers(cluster_kwargs: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ from deepflow.intermediates import registration
 from deepflow.intermediates.parcel import Parcel
 from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
+from deepflow.runner.checks import check_cluster, check_free_port
 from deepflow.runner.client import DeepflowClient
 from deepflow.runner.config import RunnerConfig
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
@@ -231,6 +232,7 @@ class Session:
         client_kwargs = config.client_kwargs
         if config.cluster is not None:
             logger.info(f"Connecting to existing Dask cluster {config.cluster}")
+            check_cluster(config.cluster)
             connect_to = self.cluster = config.cluster
             self._adapt()
         else:
@@ -300,6 +302,7 @@ class Session:
             # Read by the scheduler when it is made. Dask's default is five minutes of silence.
             silence = {"distributed.scheduler.worker-ttl": f"{self.settings.worker_silence_s} s"}
             security = security_of(self.settings.tls)
+            check_free_port(config.cluster_kwargs)
             encrypted = {} if security is None else {"security": security}
             with dask.config.set(silence):
                 return self._stack.enter_context(

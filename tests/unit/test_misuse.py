@@ -17,13 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy
 from click.testing import CliRunner
+from distributed.core import Status
 
 import deepflow.cli._flows
 import deepflow.decide.place.registry
@@ -38,6 +41,7 @@ from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
 from deepflow.observe.history import History, Observation
 from deepflow.observe.journal import JournalWriter
+from deepflow.runner.checks import check_free_port
 from deepflow.runner.placing import Placing
 from deepflow.runner.versions import SUPPORTED, check_versions
 from deepflow.settings import load_settings
@@ -228,6 +232,16 @@ def no_scheduler_listens_in_any_way(on: Stage) -> str:
     return on.cli("connect", "auto://127.0.0.1:9")
 
 
+@mistake("127.0.0.1:", "a web server answers there", "Start one there")
+def an_address_is_that_of_a_web_server(on: Stage) -> str:
+    on.monkeypatch.setattr("deepflow.backend.transport._ANSWERS_WITHIN_S", 60.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        told = on.cli("connect", f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    return told
+
+
 @mistake("'tcp://h:1'", "there is a scheduler", "leave one of them out")
 def a_scheduler_and_a_cluster_are_given(on: Stage) -> str:
     return on.python(DeepflowTaskRunner, address="tcp://h:1", cluster_kwargs={"n_workers": 2})
@@ -360,6 +374,25 @@ def a_simulated_cluster_is_misspelt(on: Stage) -> str:
 def a_folder_of_certificates_is_empty(on: Stage) -> str:
     (on.folder / "certs").mkdir()
     return on.runner(DEEPFLOW_TLS="certs")
+
+
+@mistake("tls='certs'", "are no certificate with its key", "`deepflow certificates` makes some")
+def a_folder_of_certificates_has_other_files_in_it(on: Stage) -> str:
+    (on.folder / "certs").mkdir()
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        on.file(f"certs/{name}", "buy milk\n")
+    return on.runner(DEEPFLOW_TLS="certs")
+
+
+@mistake("scheduler_port=", "is in use on 127.0.0.1", "give another one, or none")
+def the_port_of_a_cluster_is_taken(on: Stage) -> str:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        return on.python(check_free_port, {"scheduler_port": other.getsockname()[1]})
+
+
+@mistake("cluster='mine'", "is closed", "give one that runs, or none")
+def a_cluster_is_closed_already(on: Stage) -> str:
+    return on.python(DeepflowTaskRunner, cluster=SimpleNamespace(name="mine", status=Status.closed))
 
 
 @mistake("'tcp://h:8786'", "is not encrypted although tls='generated'", "unset DEEPFLOW_TLS")

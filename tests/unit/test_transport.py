@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import socketserver
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -92,11 +96,29 @@ def test_addresses_and_where_their_socket_is(address: str, where: tuple[str, int
     assert endpoint(address) == where
 
 
+@contextmanager
+def web_server() -> Iterator[int]:
+    """A server of this process that speaks HTTP; its port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """Knows nothing, and says so to who asks only."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
 class TestReaching:
     @pytest.fixture(autouse=True)
     def little_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(transport, "_STARTING_S", 0.3)
         monkeypatch.setattr(transport, "_LOOK_EVERY_S", 0.05)
+        monkeypatch.setattr(transport, "_SPEAKS_WITHIN_S", 0.3)
+        monkeypatch.setattr(transport, "_ANSWERS_WITHIN_S", 60.0)
 
     def port(self) -> int:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -114,11 +136,52 @@ class TestReaching:
         with pytest.raises(ClusterUnreachableError, match="no host of this name is known"):
             transport.reach_now("tcp://no-such-host.invalid:8786", None, 3600)
 
-    def test_what_listens_but_is_no_scheduler_is_told_at_the_deadline(self) -> None:
+    def test_what_listens_but_is_no_scheduler_is_told_at_the_deadline(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transport, "_ANSWERS_WITHIN_S", 0.3)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
             with pytest.raises(ClusterUnreachableError, match="nothing that is a scheduler"):
                 transport.reach_now(address, None, 0.5)
+
+    def test_a_web_server_is_told_long_before_the_deadline(self) -> None:
+        with web_server() as port, pytest.raises(ClusterUnreachableError) as caught:
+            transport.reach_now(f"tcp://127.0.0.1:{port}", None, 3600)
+        assert "a web server answers there, such as Prefect's API" in str(caught.value)
+
+    def test_a_web_server_is_none_of_the_ways(self) -> None:
+        with web_server() as port:
+            trial = asyncio.run(
+                transport.try_address(f"127.0.0.1:{port}", None, 3600, is_patient=False)
+            )
+        assert trial.error.startswith("a web server answers there")
+
+    def test_who_speaks_first_is_not_asked_whether_it_is_a_web_server(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transport, "_SPEAKS_WITHIN_S", 60.0)
+        asked: list[bytes] = []
+
+        class Speaks(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.sendall(b"as a scheduler does")
+                asked.append(self.request.recv(100))
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Speaks) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+            async def look() -> bool:
+                where = server.server_address
+                reader, writer = await asyncio.open_connection(*where)
+                try:
+                    return await transport._is_web_server(f"tcp://{where[0]}:{where[1]}", reader)
+                finally:
+                    writer.close()
+
+            assert not asyncio.run(look())
+            server.shutdown()
+        assert asked in ([], [b""])
 
     def test_a_scheduler_that_is_starting_is_waited_for(
         self, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +189,7 @@ class TestReaching:
         port = self.port()
         listening: list[socket.socket] = []
         monkeypatch.setattr(transport, "_STARTING_S", 60.0)
+        monkeypatch.setattr(transport, "_ANSWERS_WITHIN_S", 0.3)
         sleep = asyncio.sleep
 
         async def starts_meanwhile(seconds: float) -> None:
