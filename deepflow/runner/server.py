@@ -174,6 +174,12 @@ class EmbeddedServer:
 
     def _start_on_some_port(self) -> None:
         """Start on the given port, or on free ones until none is snatched away in between."""
+        if self._given_port and not _is_free(self._given_port):
+            # Another Prefect server there would be taken for this one: it is healthy, too.
+            raise ServerStartError(
+                f"port={self._given_port}: something listens there already; give another one, or "
+                "0 for any that is free"
+            )
         tries = 1 if self._given_port else _MAX_PORTS_TRIED
         for left in reversed(range(tries)):
             port = self._given_port or _free_port()
@@ -327,6 +333,14 @@ def _check(
                 f"settings has {name!r}: {value!r}; give environment variables of Prefect, "
                 "PREFECT_… to text"
             )
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server((_HOST, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_port() -> int:

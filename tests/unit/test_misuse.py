@@ -30,7 +30,7 @@ from distributed.core import Status
 
 import deepflow.cli._flows
 import deepflow.decide.place.registry
-from deepflow import DeepflowTaskRunner, WorkerClass, hints
+from deepflow import DeepflowTaskRunner, EmbeddedServer, WorkerClass, hints
 from deepflow.cli import main
 from deepflow.decide.events import RunNamed
 from deepflow.decide.model import WorkerOffer
@@ -388,6 +388,12 @@ def a_folder_of_certificates_has_other_files_in_it(on: Stage) -> str:
 def the_port_of_a_cluster_is_taken(on: Stage) -> str:
     with socket.create_server(("127.0.0.1", 0)) as other:
         return on.python(check_free_port, {"scheduler_port": other.getsockname()[1]})
+
+
+@mistake("port=", "something listens there already", "or 0 for any that is free")
+def the_port_of_an_embedded_server_is_taken(on: Stage) -> str:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        return on.python(EmbeddedServer(port=other.getsockname()[1]).start)
 
 
 @mistake("cluster='mine'", "is closed", "give one that runs, or none")
