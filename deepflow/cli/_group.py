@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +43,7 @@ class _Rooms(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        _spare_odd_terminals()
         try:
             return super().invoke(ctx)
         except DeepflowError as error:
@@ -60,6 +63,13 @@ class _Rooms(click.Group):
             if close is None:
                 raise
             raise click.UsageError(f"{error.message} Did you mean {close!r}?", ctx) from error
+
+
+def _spare_odd_terminals() -> None:
+    """Print a question mark for a character that the terminal's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class _Refused(click.ClickException):

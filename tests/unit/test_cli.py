@@ -150,6 +150,13 @@ def test_a_misspelt_setting_ends_with_a_sentence_and_not_a_traceback() -> None:
     assert "Traceback" not in done.output
 
 
+def test_a_terminal_that_is_not_utf_8_gets_question_marks() -> None:
+    done = CliRunner(charset="ascii").invoke(main, ["settings"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.exception
+    assert "infra_retries" in done.output
+    assert "?" in done.output
+
+
 def test_a_misspelt_command_is_told_with_the_nearest() -> None:
     done = deepflow("expalin", "x")
     assert done.exit_code == 2
