@@ -101,6 +101,10 @@ def test_a_run_that_left_two_journals_is_listed_once(folder: Path) -> None:
 
 def test_a_damaged_journal_is_passed_over(folder: Path) -> None:
     (folder / "zz.journal").write_text("no journal")
+    whole = (folder / f"{IDS[2]}.journal.zst").read_bytes()
+    with JournalWriter(folder / "yy.journal", clock="unix") as writer:
+        writer._out.write(b'{"Submitted":{"key":"a"}}\n')
+    (folder / "xx.journal.zst").write_bytes(whole[:60] + b"\0" * 60)
     assert [run.name for run in recent_runs(folder, 1)] == ["cyan-cat"]
 
 
