@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepflow.cli._output import Column, in_bytes, print_json, print_table, say
-from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_names
+from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_named, policy_names
 from deepflow.errors import ConfigurationError, advice_on_place
 from deepflow.observe.explain import in_seconds
 
@@ -71,13 +71,19 @@ class Judged:
 
 
 def split_policies(policies: str) -> list[str]:
-    """The names in a list with commas; raises :class:`ConfigurationError` for none or twice one."""
+    """The names in a list with commas.
+
+    Raises :class:`ConfigurationError` for none, for one that is there twice, and for one that is no
+    policy's.
+    """
     names = [name.strip() for name in policies.split(",") if name.strip()]
     if not names:
         raise ConfigurationError("--policy names no policy; give one, such as --policy stock")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigurationError(f"--policy names {twice[0]!r} twice; name each policy once")
+    for name in names:
+        policy_named(name)
     return names
 
 
