@@ -68,7 +68,7 @@ def command(limit: int, flow: str | None, state: str | None, is_wide: bool, is_j
     if not runs:
         wanted = f" of flow {flow}" if flow is not None else ""
         wanted += f" in state {state}" if state is not None else ""
-        say(f"No flow run{wanted} has left a journal in {folder}.")
+        click.echo(f"No flow run{wanted} has left a journal in {folder}")
         if flow is not None and flows - {flow}:
             close = nearest(flow, sorted(flows))
             say(f"Did you mean {close}?" if close else f"There are: {', '.join(sorted(flows))}.")
@@ -87,7 +87,7 @@ def command(limit: int, flow: str | None, state: str | None, is_wide: bool, is_j
         click.echo(f"Newest report (--wide tells all):\n{newest}")  # never folded
     if why:
         say(f"Without states and reports: {why}.")
-    say(f"Journals: {folder}")
+    click.echo(f"Journals: {folder}")  # never folded, as all paths
 
 
 def _is_of(run: RunRecord, flow: str, flows: set[str]) -> bool:

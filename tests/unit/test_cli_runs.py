@@ -65,9 +65,9 @@ def test_runs_are_listed_the_newest_first(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == list(reversed(NAMES))
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines[:-1])) <= 80
     assert "PREFECT_API_URL is not set" in done.output
-    assert done.output.rstrip().endswith("journals")
+    assert lines[-1] == f"Journals: {folder}"
     newest, unfinished, _ = listed()
     assert (newest["name"], newest["flow"], newest["seconds"]) == ("cyan-cat", "train", 5.0)
     assert (newest["task_runs"], newest["task_runs_finished"]) == (9, 9)
@@ -122,7 +122,7 @@ def test_where_journals_would_be_is_said_where_there_are_none(
     monkeypatch.setenv("DEEPFLOW_STATE_DIR", str(tmp_path / "none"))
     done = deepflow("runs")
     assert done.exit_code == 0
-    assert str(tmp_path / "none" / "journals") in done.output.replace("\n", "")
+    assert str(tmp_path / "none" / "journals") in done.output
     assert "DEEPFLOW_STATE_DIR" in done.output
     assert listed() == []
     assert "~/.deepflow" in deepflow("runs", "--help").output
@@ -187,7 +187,7 @@ def test_states_and_reports_come_from_the_server(folder: Path, server: str) -> N
     assert "Completed" in told
     assert "Without states" not in told
     assert newest["report"] in told
-    assert max(map(len, told.splitlines())) <= 80
+    assert max(map(len, told.splitlines()[:-1])) <= 80
     assert newest["report"] in deepflow("runs", "--wide").output
 
 
