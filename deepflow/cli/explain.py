@@ -12,7 +12,7 @@ import click
 from deepflow.cli._journals import complete_run, journal_of
 from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, say, wide
 from deepflow.decide.events import Moved
-from deepflow.decide.trail import Trail
+from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError
 from deepflow.observe.explain import (
     Reason,
@@ -26,6 +26,7 @@ from deepflow.observe.explain import (
     longest_wait_by_task,
     longest_waits,
     move_summaries,
+    n_task_runs,
     runs_in_words,
     story_of,
     task_summaries,
@@ -99,13 +100,14 @@ def command(
         _tell_run(trail, is_wide=is_wide, is_json=is_json)
         return
     # What else its worker ran, other runs' tasks too, is a reason to wait.
-    stories = [story_of(everything, one.key) for one in find_tasks(trail, task)]
+    found = find_tasks(trail, task)
+    stories = [story_of(everything, one.key) for one in found]
     if is_json:
         print_json([asdict(story) for story in stories])
     elif len(stories) == 1:
         _tell_task(stories[0])
     else:
-        _tell_tasks(stories, is_wide)
+        _tell_tasks(found, stories, is_wide)
 
 
 def _tell_run(trail: Trail, *, is_wide: bool, is_json: bool) -> None:
@@ -125,8 +127,8 @@ def _tell_run(trail: Trail, *, is_wide: bool, is_json: bool) -> None:
         return
     for run in runs[:_MOST_RUNS]:
         tasks = [task for task in trail.tasks.values() if task.run == run.run]
-        n_runs = sum(task.n_runs for task in tasks)
-        n_finished = sum(task.n_runs for task in tasks if task.finished_s is not None)
+        n_runs = n_task_runs(tasks)
+        n_finished = n_task_runs(task for task in tasks if task.finished_s is not None)
         say(
             f"{run.called} of flow {run.flow}: {n_finished:,} of {n_runs:,} task runs finished, "
             f"in {in_seconds(run.completion_s)}"
@@ -331,11 +333,11 @@ def _tell_moves(moves: Sequence[Moved]) -> None:
         )
 
 
-def _tell_tasks(stories: list[Story], is_wide: bool) -> None:
+def _tell_tasks(found: Sequence[TaskTrail], stories: list[Story], is_wide: bool) -> None:
     rows = sorted(stories, key=lambda story: -(story.wait_s or 0.0))
     if not is_wide:
         rows = rows[:_MOST_STORIES]
-    n_runs = sum(max(1, len(story.runs)) for story in stories)
+    n_runs = n_task_runs(found)
     title = f"{n_runs:,} task runs"
     if n_runs > len(stories):
         title += f", sent as {len(stories):,} Dask tasks"

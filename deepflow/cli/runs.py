@@ -119,7 +119,7 @@ def _tell(runs: list[RunRecord], known: Mapping[str, Recorded], *, is_wide: bool
         Column("state", is_optional=True),
         Column("when"),
         Column("took", is_number=True),
-        Column("task runs", is_number=True),
+        Column("tasks", is_number=True),
         Column("report", is_optional=True),
     ]
     if is_wide:
@@ -159,5 +159,5 @@ def _when(at_s: float | None, is_wide: bool) -> str:
     if is_wide:
         return at.isoformat(" ", "seconds")
     if at.date() == now.date():
-        return f"{at:%H:%M:%S}"
+        return f"{at:%H:%M}"
     return f"{at:%b %d %H:%M}" if at.year == now.year else f"{at:%Y-%m-%d}"

@@ -32,6 +32,7 @@ __all__ = [
     "longest_wait_by_task",
     "longest_waits",
     "move_summaries",
+    "n_task_runs",
     "reasons_it_waited",
     "runs_in_words",
     "story_of",
@@ -197,7 +198,7 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
     return TaskSummary(
         task=name,
         n=len(tasks),
-        n_runs=sum(task.n_runs for task in tasks),
+        n_runs=n_task_runs(tasks),
         n_finished=len(runs_s),
         n_attempts=sum(len(task.attempts) for task in tasks),
         n_failed=sum(a.outcome == "failed" for task in tasks for a in task.attempts),
@@ -209,6 +210,20 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
         ran_on=tuple(ran_on.most_common()),
         moved_bytes=sum(task.transfer_bytes for task in tasks),
     )
+
+
+def n_task_runs(tasks: Iterable[TaskTrail]) -> int:
+    """How many task runs are in these tasks.
+
+    A run that a worker gave back is in the task that it was sent with again, too, and counts once;
+    where the log has no names, it counts twice.
+    """
+    ids: set[str] = set()
+    n_nameless = 0
+    for task in tasks:
+        ids.update(run_id for run_id, _ in task.runs)
+        n_nameless += 0 if task.runs else task.n_runs
+    return len(ids) + n_nameless
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -323,6 +323,8 @@ class _Told:
     flow: str = ""
     submitted_s: dict[str, float] = field(default_factory=dict)
     n_runs: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    """Of the task runs in each Dask task, where they are told."""
     finished_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -370,7 +372,11 @@ def _records(path: Path) -> list[RunRecord]:
                 told.submitted_s.setdefault(said["key"], float(said["at_s"]))
                 told.n_runs.setdefault(said["key"], int(said.get("n_runs", 1)))
                 run_of[said["key"]] = said["run"]
-            elif said["key"] in run_of:
+            elif said["key"] not in run_of:
+                continue
+            elif kind == "TasksNamed":
+                runs[run_of[said["key"]]].ids[said["key"]] = [str(one) for one, _ in said["runs"]]
+            else:
                 of_run = runs[run_of[said["key"]]].finished_s
                 of_run.setdefault(said["key"], float(said["stopped_s"]))
         except _NO_EVENT as error:
@@ -378,7 +384,17 @@ def _records(path: Path) -> list[RunRecord]:
     return [_record(path, run, told, is_real) for run, told in runs.items()]
 
 
-_NEEDED: Final = (b'{"RunNamed"', b'{"Submitted"', b'{"Finished"')
+_NEEDED: Final = (b'{"RunNamed"', b'{"Submitted"', b'{"Finished"', b'{"TasksNamed"')
+
+
+def _n_task_runs(told: _Told, keys: Iterable[str]) -> int:
+    """As `observe.explain.n_task_runs`: one that was sent twice counts once."""
+    ids: set[str] = set()
+    n_nameless = 0
+    for key in keys:
+        ids.update(told.ids.get(key, ()))
+        n_nameless += 0 if told.ids.get(key) else told.n_runs[key]
+    return len(ids) + n_nameless
 
 
 def _record(path: Path, run: str, told: _Told, is_real: bool) -> RunRecord:
@@ -393,8 +409,8 @@ def _record(path: Path, run: str, told: _Told, is_real: bool) -> RunRecord:
         journal=path,
         began_s=began_s if is_real else None,
         took_s=ended_s - began_s if is_over else None,  # type: ignore[operator]
-        n_runs=sum(told.n_runs.values()),
-        n_finished=sum(told.n_runs[key] for key in told.finished_s),
+        n_runs=_n_task_runs(told, told.submitted_s),
+        n_finished=_n_task_runs(told, told.finished_s),
     )
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
 from deepflow.cli import main
-from deepflow.decide.events import Finished, RunNamed, Submitted, WorkerJoined
+from deepflow.decide.events import Finished, RunNamed, Submitted, TasksNamed, WorkerJoined
 from deepflow.observe.journal import JournalWriter, recent_runs
 
 NAMES = ("amber-owl", "blue-bee", "cyan-cat")
@@ -106,6 +106,17 @@ def test_a_damaged_journal_is_passed_over(folder: Path) -> None:
         writer._out.write(b'{"Submitted":{"key":"a"}}\n')
     (folder / "xx.journal.zst").write_bytes(whole[:60] + b"\0" * 60)
     assert [run.name for run in recent_runs(folder, 1)] == ["cyan-cat"]
+
+
+def test_a_task_run_that_was_sent_twice_counts_once(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path / "a.journal", clock="unix") as writer:
+        writer.write(Submitted(BEGAN_S, "a-1", "a", "train", IDS[0], n_runs=2))
+        writer.write(Submitted(BEGAN_S, "a-2", "a", "train", IDS[0]))
+        writer.write(Finished(2.0, "a-1", "w-0", 1.0, 2.0, 10))
+        writer.write(TasksNamed(9.0, "a-1", (("id-1", "a-0"), ("id-2", "a-1"))))
+        writer.write(TasksNamed(9.0, "a-2", (("id-2", "a-1"),)))
+    (run,) = recent_runs(tmp_path)
+    assert (run.n_runs, run.n_finished) == (2, 2)
 
 
 def test_a_journal_of_an_older_version_has_no_name_but_an_id(tmp_path: Path) -> None:

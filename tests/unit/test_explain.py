@@ -127,6 +127,19 @@ def test_summaries_by_name_of_the_task() -> None:
     assert (b.median_wait_s, b.longest_wait_s, b.moved_bytes) == (8.0, 8.0, 500)
 
 
+def test_a_run_that_was_given_back_and_sent_again_counts_once() -> None:
+    again = [
+        Submitted(0.0, "g-1", "g", "train", "run-one", n_runs=3),
+        Submitted(0.0, "g-2", "g", "train", "run-one", n_runs=2),
+        TasksNamed(9.0, "g-1", (("id-1", "g-0"), ("id-2", "g-1"), ("id-3", "g-2"))),
+        TasksNamed(9.0, "g-2", (("id-2", "g-1"), ("id-3", "g-2"))),
+    ]
+    (row,) = task_summaries(Trail.of(again))
+    assert (row.n, row.n_runs) == (2, 3)
+    (row,) = task_summaries(Trail.of(again[:2]))  # nothing tells that they are the same
+    assert (row.n, row.n_runs) == (2, 5)
+
+
 def test_the_run_time_of_one_of_a_group_is_its_share() -> None:
     grouped = [
         Submitted(0.0, "g-1", "g", "train", "run-one", n_runs=4),
