@@ -7,7 +7,7 @@ A pipeline of data frames, made of all flights out of New York in 2013, runs twi
 that pass every frame on: first as one host does it, then with shared memory off and each frame
 compressed, as over a network. (Between two workers of one host `adaptive` would send raw, since
 that link is faster than any codec; here the codec is fixed.) What was sent and saved is told by the
-run's report, the artifact `deepflow-placement` in the UI, and by `deepflow explain`.
+run's report, the artifact `deepflow-placement` in the UI, and by `deepflow explain --wide`.
 """
 
 import os
