@@ -157,7 +157,8 @@ def _order(graph: Graph, noted: Sequence[Note]) -> list[str]:
     ended = {n.name: n.at_s for n in noted if n.name.startswith("end")}
     lines = []
     for number, node in enumerate(graph.nodes):
-        before = {one.number for one in node.inputs if one.of == "node"} | set(node.waits)
+        waits = node.waits[:1] if node.waits_in == "one" else node.waits
+        before = {one.number for one in node.inputs if one.of == "node"} | set(waits)
         for other in before:
             began_s, ended_s = begun.get(f"begin {number}"), ended.get(f"end {other}")
             if began_s is not None and ended_s is not None and began_s < ended_s:
