@@ -32,41 +32,45 @@ class Box:
         self.content = content
 
 
-def kinds(n):
-    """Values that can be written to."""
-    return {
-        "array": np.zeros(n),
-        "matrix": np.zeros((4, n // 2), order="F"),
-        "strided": np.zeros(2 * n)[::2],
-        "structured": np.zeros(n, dtype=[("a", "f8"), ("b", "i4")]),
-        "masked": np.ma.zeros(n),
-        "subclass": np.zeros(n).view(Array),
-        "objects": np.array([0.0] * n, dtype=object),
-        "frame": pd.DataFrame({"x": np.zeros(n), "s": ["a"] * n}),
-        "series": pd.Series(np.zeros(n), name="x"),
-        "tensor": torch.zeros(n),
-        "parameter": torch.nn.Parameter(torch.zeros(n), requires_grad=False),
-        "module": linear(n),
-        "bytearray": bytearray(8 * n),
-        "list": [0.0] * n,
-        "dict": dict.fromkeys(range(n), 0.0),
-        "set": set(range(n)),
-        "deque": deque([0.0] * n),
-        "dict of array": {"a": np.zeros(n)},
-        "list of frame": [pd.DataFrame({"x": np.zeros(n)})],
-        "dataclass": Model(np.zeros(n)),
-        "object": Box([np.zeros(n)]),
-        "nested": {"a": [{"b": (torch.zeros(n), [0.0])}]},
-        "defaultdict": defaultdict(list, {0: [0.0] * n}),
-        "counted": OrderedDict(a=bytearray(n)),
-    }
-
-
 def linear(n):
     module = torch.nn.Linear(n, 1, bias=False)
     with torch.no_grad():
         module.weight.zero_()
     return module
+
+
+MAKE = {
+    "array": lambda n: np.zeros(n),
+    "matrix": lambda n: np.zeros((4, n // 2), order="F"),
+    "strided": lambda n: np.zeros(2 * n)[::2],
+    "structured": lambda n: np.zeros(n, dtype=[("a", "f8"), ("b", "i4")]),
+    "masked": lambda n: np.ma.zeros(n),
+    "subclass": lambda n: np.zeros(n).view(Array),
+    "objects": lambda n: np.array([0.0] * n, dtype=object),
+    "frame": lambda n: pd.DataFrame({"x": np.zeros(n), "s": ["a"] * n}),
+    "series": lambda n: pd.Series(np.zeros(n), name="x"),
+    "tensor": lambda n: torch.zeros(n),
+    "parameter": lambda n: torch.nn.Parameter(torch.zeros(n), requires_grad=False),
+    "module": lambda n: linear(n),
+    "bytearray": lambda n: bytearray(8 * n),
+    "list": lambda n: [0.0] * n,
+    "dict": lambda n: dict.fromkeys(range(n), 0.0),
+    "set": lambda n: set(range(n)),
+    "deque": lambda n: deque([0.0] * n),
+    "dict of array": lambda n: {"a": np.zeros(n)},
+    "list of frame": lambda n: [pd.DataFrame({"x": np.zeros(n)})],
+    "dataclass": lambda n: Model(np.zeros(n)),
+    "object": lambda n: Box([np.zeros(n)]),
+    "nested": lambda n: {"a": [{"b": (torch.zeros(n), [0.0])}]},
+    "defaultdict": lambda n: defaultdict(list, {0: [0.0] * n}),
+    "counted": lambda n: OrderedDict(a=bytearray(n)),
+}
+"""Values that can be written to, made from a size."""
+
+
+def kinds(n):
+    """One of each kind."""
+    return {kind: make(n) for kind, make in MAKE.items()}
 
 
 def write(kind, v):
@@ -136,7 +140,7 @@ def write(kind, v):
     return v["a"][0]
 
 
-KINDS = tuple(kinds(2))
+KINDS = tuple(MAKE)
 SOME = ("array", "frame", "series", "tensor", "bytearray", "list", "dataclass", "nested")
 
 
@@ -156,7 +160,7 @@ def write_to_item(i, kind, v):
 
 @task
 def make(kind, n):
-    return kinds(n)[kind]
+    return MAKE[kind](n)
 
 
 @task
@@ -242,7 +246,7 @@ def two_equal_arguments_are_two_objects(n):
         write(kind, a)
         return [write(kind, b) - 1, a is not b]
 
-    return each(KINDS, lambda k: two.submit(k, kinds(n)[k], kinds(n)[k]).result())
+    return each(KINDS, lambda k: two.submit(k, MAKE[k](n), MAKE[k](n)).result())
 
 
 @case(of_each(SOME, [0, True]), sizes=BOTH)
@@ -252,7 +256,7 @@ def two_equal_values_in_one_argument_are_two_objects(n):
         write(kind, box["a"])
         return [write(kind, box["b"][0]) - 1, box["a"] is not box["b"][0]]
 
-    return each(SOME, lambda k: two.submit(k, {"a": kinds(n)[k], "b": [kinds(n)[k]]}).result())
+    return each(SOME, lambda k: two.submit(k, {"a": MAKE[k](n), "b": [MAKE[k](n)]}).result())
 
 
 @case(of_each(KINDS, [2, True]), sizes=BOTH)
@@ -263,7 +267,7 @@ def one_object_in_two_arguments_stays_one(n):
         return [write(kind, box["b"]), a is box["b"]]
 
     def look(k):
-        value = kinds(n)[k]
+        value = MAKE[k](n)
         return two.submit(k, value, {"b": value}).result()
 
     return each(KINDS, look)
@@ -287,7 +291,7 @@ def an_argument_that_comes_back_is_apart_from_what_was_passed(n):
         return v
 
     def look(k):
-        value = kinds(n)[k]
+        value = MAKE[k](n)
         back = ident.submit(value)
         write(k, back.result())
         return [write(k, value), after.submit(back, k).result()]
