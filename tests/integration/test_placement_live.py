@@ -393,7 +393,10 @@ class TestBeginningAndEnd:
             assert client.gather(then) == [2 * n + 1 for n in range(60)]
             assert set(client.gather(needy)) == {"gpu-0"}
             assert_sound(client)
-            assert report(client)["n_decisions"] > 60
+            before = report(client)["n_decisions"]
+            later = client.map(add, range(20), range(20), pure=False)
+            assert client.gather(later) == [2 * n for n in range(20)]
+            assert report(client)["n_decisions"] >= before + 20
 
     def test_plugin_that_is_taken_away_in_the_middle_leaves_all_to_dask(self) -> None:
         with self.bare() as client:
