@@ -86,12 +86,12 @@ def frames() -> pd.DataFrame:
 
 
 def told() -> str:
-    """What the newest report says of results on their ways."""
+    """What the newest report says of the results that moved."""
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["deepflow-placement"]))
     with get_client(sync_client=True) as api:
         reports = api.read_artifacts(artifact_filter=wanted)
     newest = max(reports, key=lambda report: report.created)
-    lines = [line for line in str(newest.data).splitlines() if "on their ways" in line]
+    lines = [line for line in str(newest.data).splitlines() if "Results that moved" in line]
     return lines[0]
 
 

@@ -88,6 +88,21 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def resize(self, width_px: int, height_px: int, scale: float = 1.0) -> None:
+        """Let the tab be as large; `scale`: pixels of a picture for each of the page."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width_px,
+            height=height_px,
+            deviceScaleFactor=scale,
+            mobile=False,
+        )
+
+    def prefer(self, theme: str) -> None:
+        """Say that the person likes pages `light` or `dark`."""
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
     def picture(self, path: Path) -> bytes:
         """Save what the tab shows as a PNG, and return it."""
         shot = self.call("Page.captureScreenshot", format="png")
@@ -122,13 +137,7 @@ def chromium(profile: Path, width_px: int = 1440, height_px: int = 1100) -> Iter
         with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as connection:
             page = Page(connection)
             page.call("Page.enable")
-            page.call(
-                "Emulation.setDeviceMetricsOverride",
-                width=width_px,
-                height=height_px,
-                deviceScaleFactor=1,
-                mobile=False,
-            )
+            page.resize(width_px, height_px)
             yield page
             page.call("Browser.close")
     finally:

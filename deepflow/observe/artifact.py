@@ -1,18 +1,23 @@
 """What a flow run leaves in Prefect's UI: a report in Markdown with a picture inside.
 
 The picture is an SVG in a `data:` URL, which both UIs of Prefect 3.8 show in a Markdown artifact
-(the newer one lets `data:image/` pass on purpose). It is drawn without matplotlib from busy time
-per row and bin, so that its size is bounded and the time to make it grows but slowly.
+(the newer one lets `data:image/` pass on purpose). An image in a page knows nothing of the page's
+theme, so the picture has no ground, and its letters have a grey that reads on white and on black.
+It is 640 units wide, which is what the narrower UI has for it, and its letters grow where a phone
+shows it smaller: so they are always about as large as the page's. It is drawn without matplotlib
+from busy time per row and bin, so that its size is bounded and the time to make it grows but
+slowly.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -29,23 +34,66 @@ from deepflow.observe.gantt import (
     waiting_over_time,
 )
 
-__all__ = ["compact_svg", "flow_report_markdown"]
+__all__ = ["Forecast", "Replay", "compact_svg", "flow_report_markdown"]
 
+_MAX_NAMED_WORKERS: Final = 8
+"""With more workers, rows have no name of their own."""
 _MAX_ROWS: Final = 40
+"""With more workers, each class has one row."""
 _MAX_BOXES: Final = 1200
 """At about 16 bytes each; in base64 the picture stays well below 50 kB."""
-_BINS: Final = (240, 120, 60, 30)
+_BINS: Final = (320, 160, 80, 40)
 _LEVELS: Final = 4
 """Steps in which the height of a box shows how busy its row was."""
-_LEFT, _WIDTH, _RIGHT, _TOP, _WAITS = 110, 720, 90, 44, 40
-_WORKER_HEIGHT, _CLASS_HEIGHT = 14, 48
+_WIDTH: Final = 640
+_LETTERS, _LARGE_LETTERS, _PHONE = 15, 26, 460
+"""Size of the letters; on a screen narrower than that many pixels, the larger one."""
+_LINE: Final = 32
+"""Height of a line of text."""
+_NAMED_HEIGHT, _THIN_HEIGHT, _CLASS_HEIGHT, _WAITS_HEIGHT = 18, 11, 56, 44
+_INK: Final = "#7c7c7c"
+"""Contrast above 4 on white and on the dark grounds of both UIs."""
+_WAITING: Final = "#c9a0a0"
 _MAX_TASK_ROWS: Final = 25
 _MAX_LEGEND: Final = 6
+_MAX_MARKS: Final = 5
+_FAR_OFF: Final = 0.25
+"""A simulation that misses what happened by more says little about what did not happen."""
 
 
-def flow_report_markdown(trail: Trail, notes: Sequence[str] = ()) -> str:
-    """The report of a flow run: a sentence, the picture, a row per task, what results cost on their
-    ways, the longest waits, and `notes`, sentences of whoever makes it.
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the simulator says of a flow run. Times in seconds."""
+
+    policy: str
+    """The policy that was in force."""
+    happened_s: float
+    replayed_s: float
+    """With the same policy: how far it is from `happened_s` tells how far to trust the rest."""
+    other: str
+    """Another policy."""
+    other_s: float
+    """With the other policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How a reader of the report can find out what other policies would have made of the run."""
+
+    run_name: str
+    policies: tuple[str, ...]
+    """To be compared."""
+    forecast: Forecast | None = None
+    why_not: str = ""
+    """Why there is no forecast, as a clause; empty where it needs no words."""
+
+
+def flow_report_markdown(
+    trail: Trail, notes: Sequence[str] = (), replay: Replay | None = None
+) -> str:
+    """The report of a flow run: a sentence, the picture, a row per task, what moving results cost,
+    the longest waits, what another policy would have made of it, and `notes`, sentences of whoever
+    makes it.
 
     Less than 50 kB whatever the size of the run.
     """
@@ -54,10 +102,11 @@ def flow_report_markdown(trail: Trail, notes: Sequence[str] = ()) -> str:
     picture = b64encode(compact_svg(trail).encode()).decode()
     parts = [
         _sentence(trail),
-        f"![Who ran what when](data:image/svg+xml;base64,{picture})",
+        f"![Which worker ran which task when](data:image/svg+xml;base64,{picture})",
         _task_table(trail),
-        _move_table(trail),
-        _wait_table(trail),
+        _moves(trail),
+        _waits(trail),
+        "" if replay is None else _other_policies(replay),
         *(note.translate(_NO_MARKUP) for note in notes),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -66,85 +115,171 @@ def flow_report_markdown(trail: Trail, notes: Sequence[str] = ()) -> str:
 def _sentence(trail: Trail) -> str:
     n_done = sum(task.finished_s is not None for task in trail.tasks.values())
     n_runs = sum(task.n_runs for task in trail.tasks.values())
-    moved = sum(copy.n_bytes for copy in trail.transfers)
     busy_s = sum(a.run_s or 0.0 for w in trail.workers.values() for a in w.attempts)
     capacity_s = sum(
         w.threads * w.present_s(trail.begin_s, trail.end_s) for w in trail.workers.values()
     )
-    groups = f" ({n_runs:,} task runs)" if n_runs != len(trail.tasks) else ""
+    # Prefect's task runs are what people know; tiny ones share a task of Dask's.
+    groups = f" in {len(trail.tasks):,} tasks of Dask's," if n_runs != len(trail.tasks) else ""
     missing = f", **{len(trail.tasks) - n_done} without a result**" * (n_done < len(trail.tasks))
+    n_workers = len(trail.workers)
     share = f", busy {busy_s / capacity_s:.0%} of the time" if capacity_s else ""
     return (
-        f"{len(trail.tasks):,} tasks{groups}{missing} in {in_seconds(trail.makespan_s)} on "
-        f"{len(trail.workers)} workers{share}; {_in_bytes(moved)} moved between workers."
+        f"**{_counted(n_runs, 'task run')}**{missing} took **{in_seconds(trail.makespan_s)}**"
+        f"{groups} on {_counted(n_workers, 'worker')}{share}."
     )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+_Align = Literal["left", "right"]
+
+
+def _table(headers: Sequence[tuple[str, _Align]], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; columns in which no row but the first says anything are left out."""
+    kept = [
+        i
+        for i in range(len(headers))
+        if i == 0 or any(row[i] not in ("", "-", "0", "0 s", "0 B") for row in rows)
+    ]
+    lines = [
+        "| " + " | ".join(headers[i][0] for i in kept) + " |",
+        "|" + "|".join("--:" if headers[i][1] == "right" else "---" for i in kept) + "|",
+        *("| " + " | ".join(row[i] for i in kept) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
 
 
 def _task_table(trail: Trail) -> str:
     rows = task_summaries(trail)
-    some_failed = any(row.n_failed for row in rows)
-    lines = [
-        "| task | n | median run | median wait | longest wait | moved | ran on |"
-        + " failed tries |" * some_failed,
-        "|---|--:|--:|--:|--:|--:|---|" + "--:|" * some_failed,
-    ]
-    for row in rows[:_MAX_TASK_ROWS]:
-        where = ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
-        failed = f" {row.n_failed:,} |" * some_failed
-        lines.append(
-            f"| {_cell(row.task)} | {row.n:,} | {in_seconds(row.median_run_s)} "
-            f"| {in_seconds(row.median_wait_s)} | {in_seconds(row.longest_wait_s)} "
-            f"| {_in_bytes(row.moved_bytes)} | {where} |{failed}"
-        )
+    has_classes = any(worker.worker_class for worker in trail.workers.values())
+    told = _table(
+        [
+            ("task", "left"),
+            ("runs", "right"),
+            ("median run", "right"),
+            ("median wait", "right"),
+            ("longest wait", "right"),
+            ("moved to it", "right"),
+            ("ran on", "left"),
+            ("failed tries", "right"),
+        ],
+        [
+            (
+                _cell(row.task),
+                f"{row.n_runs:,}",
+                in_seconds(row.median_run_s),
+                in_seconds(row.median_wait_s),
+                in_seconds(row.longest_wait_s),
+                _in_bytes(row.moved_bytes) if row.moved_bytes else "",
+                ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
+                if has_classes
+                else "",
+                f"{row.n_failed:,}",
+            )
+            for row in rows[:_MAX_TASK_ROWS]
+        ],
+    )
     if len(rows) > _MAX_TASK_ROWS:
-        lines.append(f"\n{len(rows) - _MAX_TASK_ROWS:,} more tasks took less time.")
-    return "\n".join(lines)
+        told += f"\n\n{len(rows) - _MAX_TASK_ROWS:,} more tasks took less time."
+    return told
 
 
-def _move_table(trail: Trail) -> str:
+def _moves(trail: Trail) -> str:
     """What became of the bytes of results on their ways, and what was chosen why."""
     rows = move_summaries(trail)
     raw, sent = sum(row.raw_bytes for row in rows), sum(row.wire_bytes for row in rows)
     shared = sum(row.shared_bytes for row in rows)
     if not raw + shared:
-        return ""
+        copied = sum(copy.n_bytes for copy in trail.transfers)
+        return f"Results that moved: {_in_bytes(copied)} between workers." if copied else ""
     said = []
     if raw:
+        how = f"as {_in_bytes(sent)}" if sent < raw else "uncompressed"
         saved_s = sum(row.saved_s for row in rows)
-        time = f", about {in_seconds(saved_s)} less than raw" if saved_s > 0 else ""
-        said.append(
-            f"{_in_bytes(raw)} went over the network as {_in_bytes(sent)} "
-            f"(compression saved {1 - sent / raw:.0%}{time})"
-        )
+        time = f" and about {in_seconds(saved_s)}" if saved_s > 0 else ""
+        saved = f"; compression saved {1 - sent / raw:.0%} of the bytes{time}" * (sent < raw)
+        said.append(f"{_in_bytes(raw)} went over the network {how}{saved}.")
     if shared:
-        said.append(f"{_in_bytes(shared)} were handed over in shared memory without being sent")
+        said.append(f"{_in_bytes(shared)} were handed over in shared memory, without being sent.")
+    table = _table(
+        [
+            ("results of", "left"),
+            ("n", "right"),
+            ("size", "right"),
+            ("sent", "right"),
+            ("shared", "right"),
+            ("codecs: ratio", "left"),
+        ],
+        [
+            (
+                _cell(row.task),
+                f"{row.n_values:,}",
+                _in_bytes(row.raw_bytes + row.shared_bytes),
+                _in_bytes(row.wire_bytes) if row.raw_bytes else "",
+                _in_bytes(row.shared_bytes) if row.shared_bytes else "",
+                _cell(
+                    ", ".join(f"{name} {before / after:.1f}" for name, before, after in row.codecs)
+                    if all(after for _, _, after in row.codecs)
+                    else ""
+                ),
+            )
+            for row in rows[:_MAX_TASK_ROWS]
+        ],
+    )
+    # Sentences stand in lists: in a table one of the UIs puts each in one line, and cuts it off.
+    chosen = "\n".join(
+        f"- **{_cell(row.task)}**: "
+        + "; ".join(f"{one.n:,} × {_cell(one.codec)}, {_cell(one.why)}" for one in row.choices[:3])
+        for row in rows[:_MAX_TASK_ROWS]
+        if row.choices
+    )
+    why = f"\n\nWhy these codecs:\n\n{chosen}" if chosen else ""
+    return f"Results that moved: {' '.join(said)}\n\n{table}{why}"
+
+
+def _waits(trail: Trail) -> str:
     lines = [
-        f"Results on their ways: {'; '.join(said)}.\n",
-        "| results of | n | in memory | sent | shared | codecs: ratio | chosen |",
-        "|---|--:|--:|--:|--:|---|---|",
+        f"- **{_cell(wait.name)}** waited {in_seconds(wait.wait_s)}: "
+        + "; ".join(f"{in_seconds(r.seconds)} {_cell(r.text, 80)}" for r in wait.reasons[:3])
+        for wait in longest_waits(trail, 5)
     ]
-    for row in rows[:_MAX_TASK_ROWS]:
-        codecs = ", ".join(
-            f"{name} {before / after:.1f}" for name, before, after in row.codecs if after
-        )
-        chosen = "; ".join(f"{one.n:,} × {one.codec}: {one.why}" for one in row.choices[:3])
-        lines.append(
-            f"| {_cell(row.task)} | {row.n_values:,} | {_in_bytes(row.raw_bytes)} "
-            f"| {_in_bytes(row.wire_bytes)} | {_in_bytes(row.shared_bytes)} | {_cell(codecs)} "
-            f"| {_cell(chosen, 120)} |"
-        )
-    return "\n".join(lines)
-
-
-def _wait_table(trail: Trail) -> str:
-    waits = longest_waits(trail, 5)
-    if not waits:
+    if not lines:
         return ""
-    lines = ["Longest waits, from ready to started:\n", "| waited | for | task |", "|--:|---|---|"]
-    for wait in waits:
-        reasons = "; ".join(f"{in_seconds(r.seconds)} {_cell(r.text)}" for r in wait.reasons[:3])
-        lines.append(f"| {in_seconds(wait.wait_s)} | {reasons} | {_cell(wait.name)} |")
-    return "\n".join(lines)
+    return "\n".join(["Longest waits, from ready to started:\n", *lines])
+
+
+def _other_policies(replay: Replay) -> str:
+    """What another policy would have made of the run, how far to trust that, and how to see more"""
+    # A run's name is the user's; only what the shell would take apart is quoted.
+    name = shlex.quote(replay.run_name.translate(_NO_MARKUP))
+    command = f"`deepflow replay {name} --policy {','.join(replay.policies)}`"
+    told = replay.forecast
+    if told is None:
+        reason = f" ({replay.why_not})" if replay.why_not else ""
+        return f"What other policies would have made of this run{reason}: {command}"
+    gain = told.other_s / told.happened_s - 1
+    error = told.replayed_s / told.happened_s - 1
+    trust = (
+        f"played with `{told.policy}`, the policy that was in force, it says "
+        f"{in_seconds(told.replayed_s)} ({_longer(error)} than it was)"
+    )
+    if abs(error) > _FAR_OFF:
+        trust += ", which is too far off to conclude anything"
+    elif abs(gain) <= abs(error):
+        trust += ", so the difference may be none"
+    return (
+        f"Under another policy: with `{told.other}` this run would have taken "
+        f"{in_seconds(told.other_s)} instead of {in_seconds(told.happened_s)} "
+        f"({_longer(gain)}), says the simulator. How far to trust that: {trust}. "
+        f"For more: {command}"
+    )
+
+
+def _longer(share: float) -> str:
+    return f"{abs(share):.0%} {'shorter' if share < 0 else 'longer'}"
 
 
 # One of Prefect's two UIs shows character references in a table as they are written, so what could
@@ -183,10 +318,12 @@ class _Row:
     """A row of the picture: a worker, or a class where there are too many workers."""
 
     label: str
-    worker_class: str
-    """To be written at the right; empty where it is the label."""
+    """Written above the row; empty: the row is one of those under the last label."""
     threads: int
     attempts: tuple[Attempt, ...]
+    y: int
+    """Of its lower edge."""
+    height: int
 
 
 _Paths = dict[str, list[str]]
@@ -200,56 +337,91 @@ def compact_svg(trail: Trail) -> str:
     was busy. Where there are too many workers there is a row for each class, and the tasks are
     stacked. O(attempts + rows × bins).
     """
-    is_by_class = len(trail.workers) > _MAX_ROWS
-    rows = _class_rows(trail) if is_by_class else _worker_rows(trail)
-    row_height = _CLASS_HEIGHT if is_by_class else _WORKER_HEIGHT
     colours = task_colours([trail], _MAX_LEGEND)
     palette = list(dict.fromkeys([*colours.values(), FAILED]))
+    legend, top = _svg_legend(colours)
+    rows, bottom = _rows(trail, top + _LINE)
+    is_by_class = len(trail.workers) > _MAX_ROWS
     for n_bins in _BINS:
         busy = _busy(trail, rows, colours, palette, n_bins)
-        paths, n_boxes = (_stacks if is_by_class else _boxes)(busy, palette)
+        paths, n_boxes = (_stacks if is_by_class else _boxes)(busy, rows, palette)
         if n_boxes <= _MAX_BOXES:
             break
-    bottom = _TOP + row_height * len(rows)
-    width, height = _LEFT + _WIDTH + _RIGHT, bottom + _WAITS + 14
+    waits = _svg_waits(trail, bottom, n_bins)
+    height = bottom + (_LINE + _WAITS_HEIGHT if waits else 0) + 4
     return "".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" font-family="sans-serif" font-size="10" '
-            f'fill="#333"><rect width="{width}" height="{height}" fill="#fff"/>',
-            _svg_legend(colours),
-            _svg_axis(trail, bottom),
-            *_svg_labels(rows, row_height),
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+            f'width="{_WIDTH}" height="{height}"><style>text{{font:600 {_LETTERS}px system-ui,'
+            f"sans-serif;fill:{_INK}}}@media(max-width:{_PHONE}px){{text{{font-size:"
+            f"{_LARGE_LETTERS}px}}}}</style>",
+            legend,
+            _svg_axis(trail, top, height),
+            *_svg_labels(rows),
             *(f'<path fill="{colour}" d="{"".join(of)}"/>' for colour, of in paths.items()),
-            _svg_waits(trail, bottom, n_bins),
+            waits,
             "</svg>",
         ]
     )
 
 
-def _worker_rows(trail: Trail) -> list[_Row]:
+def _rows(trail: Trail, top: int) -> tuple[list[_Row], int]:
+    """The rows from `top` on, and where they end: by worker, thin ones, or by class."""
+    if len(trail.workers) > _MAX_ROWS:
+        return _class_rows(trail, top)
     threads: dict[str, int] = {}
     for lane in lanes(trail):
         threads[lane.worker] = max(threads.get(lane.worker, 0), lane.thread + 1)
-    return [
-        _Row(name, trail.workers[name].worker_class, n, trail.workers[name].attempts)
-        for name, n in threads.items()
-    ]
+    has_names = len(threads) <= _MAX_NAMED_WORKERS
+    n_of_class: dict[str, int] = {}
+    for name in threads:
+        of = trail.workers[name].worker_class
+        n_of_class[of] = n_of_class.get(of, 0) + 1
+    rows: list[_Row] = []
+    labelled: str | None = None
+    y = top
+    for name, n in threads.items():
+        worker = trail.workers[name]
+        label = ""
+        if has_names:
+            label = _worker_label(worker)
+        elif labelled != worker.worker_class:
+            labelled = worker.worker_class
+            label = _class_label(worker.worker_class, n_of_class[worker.worker_class])
+        height = _NAMED_HEIGHT if has_names else _THIN_HEIGHT
+        y += _LINE * bool(label) + height
+        rows.append(_Row(label, n, worker.attempts, y, height - 2))
+    return rows, y
 
 
-def _class_rows(trail: Trail) -> list[_Row]:
+def _worker_label(worker: WorkerTrail) -> str:
+    """Its name, with its class where the name does not say it; Dask names workers by numbers."""
+    name = f"worker {worker.worker}" if worker.worker.isdigit() else worker.worker
+    if not worker.worker_class or worker.worker.startswith(worker.worker_class):
+        return name
+    return f"{name}, {worker.worker_class}"
+
+
+def _class_label(name: str, n: int) -> str:
+    return f"{name}: {_counted(n, 'worker')}" if name else _counted(n, "worker")
+
+
+def _class_rows(trail: Trail, top: int) -> tuple[list[_Row], int]:
     of_class: dict[str, list[WorkerTrail]] = {}
     for worker in trail.workers.values():
         of_class.setdefault(worker.worker_class, []).append(worker)
-    return [
+    each = _LINE + _CLASS_HEIGHT
+    rows = [
         _Row(
-            f"{len(workers):,} × {name or 'unknown'}",
-            "",
+            _class_label(name, len(workers)),
             sum(worker.threads for worker in workers),
             tuple(attempt for worker in workers for attempt in worker.attempts),
+            top + each * (i + 1),
+            _CLASS_HEIGHT - 4,
         )
-        for name, workers in sorted(of_class.items())
-    ][:_MAX_ROWS]
+        for i, (name, workers) in enumerate(sorted(of_class.items())[:_MAX_ROWS])
+    ]
+    return rows, top + each * len(rows)
 
 
 def _busy(
@@ -289,41 +461,44 @@ def _busy(
     return busy
 
 
-def _boxes(busy: NDArray[np.float64], palette: list[str]) -> tuple[_Paths, int]:
+def _boxes(
+    busy: NDArray[np.float64], rows: Sequence[_Row], palette: list[str]
+) -> tuple[_Paths, int]:
     """A box for each stretch of a row that looks the same; and how many boxes there are."""
-    n_rows, n_bins, _ = busy.shape
+    n_bins = busy.shape[1]
     most = busy.argmax(axis=2)
     level = np.ceil(np.clip(busy.sum(axis=2), 0.0, 1.0) * _LEVELS - 1e-6).astype(int)
     looks = np.where(level > 0, most * (_LEVELS + 1) + level, 0)
     paths: _Paths = {}
     n_boxes = 0
-    step = _WIDTH / n_bins
-    for i in range(n_rows):
+    step = _WIDTH // n_bins
+    for i, row in enumerate(rows):
         edges = [int(edge) + 1 for edge in np.flatnonzero(np.diff(looks[i]))]
         for begin, end in pairwise([0, *edges, n_bins]):
             look = int(looks[i, begin])
             if look == 0:
                 continue
             colour = palette[look // (_LEVELS + 1)]
-            high = (_WORKER_HEIGHT - 2) * (look % (_LEVELS + 1)) // _LEVELS
-            y = _TOP + _WORKER_HEIGHT * (i + 1) - 1 - high
-            x, wide = f"{_LEFT + begin * step:g}", f"{(end - begin) * step:g}"
-            paths.setdefault(colour, []).append(f"M{x} {y}h{wide}v{high}h-{wide}z")
+            high = max(1, row.height * (look % (_LEVELS + 1)) // _LEVELS)
+            x, wide = begin * step, (end - begin) * step
+            box = f"M{x} {row.y - high}h{wide}v{high}h-{wide}z"
+            paths.setdefault(colour, []).append(box)
             n_boxes += 1
     return paths, n_boxes
 
 
-def _stacks(busy: NDArray[np.float64], palette: list[str]) -> tuple[_Paths, int]:
+def _stacks(
+    busy: NDArray[np.float64], rows: Sequence[_Row], palette: list[str]
+) -> tuple[_Paths, int]:
     """A stepped area for each row and colour, each drawn over those that are stacked on it."""
-    n_rows = len(busy)
-    heights = np.rint(np.clip(busy.cumsum(axis=2), 0.0, 1.0) * (_CLASS_HEIGHT - 4)).astype(int)
+    shares = np.clip(busy.cumsum(axis=2), 0.0, 1.0)
     paths: _Paths = {}
     n_steps = 0
     for number in reversed(range(len(palette))):
-        for i in range(n_rows):
+        for i, row in enumerate(rows):
             if busy[i, :, number].any():
-                base = _TOP + _CLASS_HEIGHT * (i + 1) - 2
-                area = _stepped(heights[i, :, number], base)
+                heights = np.rint(shares[i, :, number] * row.height).astype(int)
+                area = _stepped(heights, row.y)
                 paths.setdefault(palette[number], []).append(area)
                 n_steps += area.count("h")
     return paths, n_steps
@@ -331,64 +506,62 @@ def _stacks(busy: NDArray[np.float64], palette: list[str]) -> tuple[_Paths, int]
 
 def _stepped(heights: NDArray[np.int_], base: int) -> str:
     """The path of an area whose height is that in each bin; O(changes) long."""
-    step = _WIDTH / len(heights)
+    step = _WIDTH // len(heights)
     edges = [int(edge) + 1 for edge in np.flatnonzero(np.diff(heights))]
     steps = (
-        f"V{base - int(heights[begin])}h{(end - begin) * step:g}"
+        f"V{base - int(heights[begin])}h{(end - begin) * step}"
         for begin, end in pairwise([0, *edges, len(heights)])
     )
-    return f"M{_LEFT} {base}{''.join(steps)}V{base}z"
+    return f"M0 {base}{''.join(steps)}V{base}z"
 
 
-def _svg_legend(colours: dict[str, str]) -> str:
+def _svg_legend(colours: dict[str, str]) -> tuple[str, int]:
+    """What the colours mean, in two columns; and where it ends."""
     own = [(name, colour) for name, colour in colours.items() if colour != OTHER]
     n_others = len(colours) - len(own)
-    entries = [(_short(name, 18), colour) for name, colour in own]
+    entries = [(_short(name, 20), colour) for name, colour in own]
     if n_others:
         entries.append((f"{n_others} more", OTHER))
-    each = (_LEFT + _WIDTH + _RIGHT - 16) // (_MAX_LEGEND + 1)
-    return "".join(
-        f'<path fill="{colour}" d="M{8 + i * each} 8h9v9h-9z"/>'
-        f'<text x="{20 + i * each}" y="16">{escape(name)}</text>'
-        for i, (name, colour) in enumerate(entries)
-    )
+    parts = []
+    for i, (name, colour) in enumerate(entries):
+        x, y = (i % 2) * _WIDTH // 2, (i // 2) * _LINE
+        parts.append(
+            f'<path fill="{colour}" d="M{x} {y + 8}h16v15h-16z"/>'
+            f'<text x="{x + 24}" y="{y + 23}">{escape(name)}</text>'
+        )
+    return "".join(parts), -(-len(entries) // 2) * _LINE
 
 
-def _svg_axis(trail: Trail, bottom: int) -> str:
+def _svg_axis(trail: Trail, top: int, height: int) -> str:
     span_s = trail.makespan_s
     if not span_s:
         return ""
     unit, unit_s = time_unit(span_s)
     span = span_s / unit_s
     power = 10.0 ** math.floor(math.log10(span))
-    step = next(s * power for s in (0.1, 0.2, 0.5, 1.0, 2.0) if span <= 8 * s * power)
+    step = next(s * power for s in (0.2, 0.25, 0.5, 1.0, 2.0) if span <= _MAX_MARKS * s * power)
     parts = []
     for i in range(int(span / step) + 1):
-        x = f"{_LEFT + _WIDTH * i * step / span:.1f}"
+        x = _WIDTH * i * step / span
+        # Marks at the edges are written inwards.
+        anchor = "start" if i == 0 else "end" if x > 0.93 * _WIDTH else "middle"
         parts.append(
-            f'<path stroke="#ddd" d="M{x} {_TOP - 4}V{bottom + _WAITS + 10}"/>'
-            f'<text x="{x}" y="{_TOP - 8}" text-anchor="middle">{i * step:g} {unit}</text>'
+            f'<path stroke="{_INK}" stroke-opacity=".35" d="M{x:.1f} {top + _LINE - 4}V{height}"/>'
+            f'<text x="{x:.1f}" y="{top + 23}" text-anchor="{anchor}">{i * step:g} {unit}</text>'
         )
     return "".join(parts)
 
 
-def _svg_labels(rows: Sequence[_Row], row_height: int) -> list[str]:
-    parts = []
-    for i, row in enumerate(rows):
-        y = _TOP + row_height * i + row_height // 2 + 4
-        label = escape(_short(row.label, 18))
-        parts.append(f'<text x="{_LEFT - 5}" y="{y}" text-anchor="end">{label}</text>')
-        if row.worker_class and (i == 0 or row.worker_class != rows[i - 1].worker_class):
-            name = escape(_short(row.worker_class, 14))
-            parts.append(f'<text x="{_LEFT + _WIDTH + 6}" y="{y}">{name}</text>')
-            if i:
-                line = f"M{_LEFT} {_TOP + row_height * i}h{_WIDTH + _RIGHT}"
-                parts.append(f'<path stroke="#999" d="{line}"/>')
-    return parts
+def _svg_labels(rows: Sequence[_Row]) -> list[str]:
+    return [
+        f'<text x="0" y="{row.y - row.height - 8}">{escape(_short(row.label, 44))}</text>'
+        for row in rows
+        if row.label
+    ]
 
 
 def _svg_waits(trail: Trail, bottom: int, n_bins: int) -> str:
-    """The most tasks that waited in each bin, as a filled curve."""
+    """The most tasks that waited in each bin, as a filled curve; nothing where none did."""
     times, undecided, queued = waiting_over_time(trail)
     span_s = trail.makespan_s or 1.0
     waiting = np.array(undecided) + np.array(queued)
@@ -398,12 +571,14 @@ def _svg_waits(trail: Trail, bottom: int, n_bins: int) -> str:
     # A bin begins with the number that the last change before it left.
     before = np.searchsorted(at, np.arange(n_bins), side="left") - 1
     most = np.maximum(most, np.where(before >= 0, waiting[np.maximum(before, 0)], 0))
-    base, peak = bottom + _WAITS + 8, float(most.max())
-    heights = np.rint(most * (_WAITS / peak if peak else 0.0)).astype(int)
+    peak = float(most.max())
+    if not peak:
+        return ""
+    heights = np.rint(most * (_WAITS_HEIGHT / peak)).astype(int)
+    base = bottom + _LINE + _WAITS_HEIGHT
     return (
-        f'<text x="{_LEFT - 5}" y="{base - _WAITS // 2 + 4}" text-anchor="end">waiting</text>'
-        f'<text x="{_LEFT + _WIDTH + 6}" y="{base - _WAITS + 9}">{peak:,.0f} at most</text>'
-        f'<path fill="#c9a0a0" d="{_stepped(heights, base)}"/>'
+        f'<text x="0" y="{bottom + _LINE - 8}">waiting tasks: {peak:,.0f} at most</text>'
+        f'<path fill="{_WAITING}" d="{_stepped(heights, base)}"/>'
     )
 
 

@@ -9,26 +9,34 @@ None of that may cost a flow run anything but a line in its log.
 from __future__ import annotations
 
 import pickle
+import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from deepflow.backend.placement.plugin import UNPLACEABLE_TOPIC, Placement
 from deepflow.decide.events import Event, RunNamed
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy
+from deepflow.decide.place.registry import STOCK
 from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
 from deepflow.observe import history, metrics
-from deepflow.observe.artifact import flow_report_markdown
+from deepflow.observe.artifact import Forecast, Replay, flow_report_markdown
+from deepflow.observe.explain import in_seconds
 from deepflow.observe.journal import JournalWriter
 from deepflow.observe.text import clean
+from deepflow.sim import forecast
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect.client.schemas.objects import FlowRun
 
     from deepflow.settings import Settings
@@ -38,6 +46,8 @@ __all__ = ["Placing"]
 _MAX_JOURNALS = 100
 _MAX_IN_ARTIFACT = 50_000
 OFF = "off"
+KEY = "deepflow-placement"
+"""The key of the report among a flow run's artifacts."""
 
 
 class Placing:
@@ -50,12 +60,17 @@ class Placing:
         self._logger = logger
         self.is_placing = False
         """Whether the plugin places tasks on this scheduler; False: Dask does."""
+        self._in_force = ""
+        """The name of the policy that the scheduler has."""
         self._experience = Experience()
         self._flow_run: FlowRun | None = None
         self._flow: str | None = None
         self._unplaceable: set[str] = set()
         self._has_plugin = False
         """Whether the scheduler has the plugin: only then it can tell what became of the run."""
+        self._forecasting: forecast.Forecasting | None = None
+        self._update: Callable[[Forecast | str], None] | None = None
+        """Writes the report once more, with what the simulator found."""
         self._history: history.ForgivingHistory | None = None
         if settings.history != OFF:
             target = settings.history or settings.state_dir.expanduser() / "history.sqlite"
@@ -90,6 +105,7 @@ class Placing:
         report = client.sync(client.scheduler.deepflow_placement)
         self._has_plugin = True
         self.is_placing = bool(report["is_placing"])
+        self._in_force = str(report["policy"])
         if report["faults"]:
             metrics.inc("deepflow_fallbacks_total", kind="placement_off")
             self._logger.warning(
@@ -145,9 +161,13 @@ class Placing:
         # Its name stands first, so that whoever looks for it need not read the whole journal.
         events = [RunNamed(time.time(), run, flow_run.name, self._flow or ""), *events, *more]
         self._remember(events)
-        self._keep_journal(run, events)
-        if self._settings.artifact and n_events <= _MAX_IN_ARTIFACT:
-            self._show(flow_run, Trail.of(events), notes)
+        is_kept = self._keep_journal(run, events)
+        if n_events > _MAX_IN_ARTIFACT:
+            return
+        trail = Trail.of(events)
+        if self._settings.artifact:
+            self._report(flow_run, trail, events, notes, is_kept=is_kept)
+        self._say_where_to_look(flow_run, trail, is_kept=is_kept)
 
     def _remember(self, events: Sequence[Event]) -> None:
         if self._history is None:
@@ -170,9 +190,10 @@ class Placing:
         for flow, shape in experience.learn(events):
             self._history.record_run(flow, time.time(), shape)
 
-    def _keep_journal(self, run: str, events: Sequence[Event]) -> None:
+    def _keep_journal(self, run: str, events: Sequence[Event]) -> bool:
+        """Whether the run has a journal now."""
         if not self._settings.journal:
-            return
+            return False
         folder = self._settings.state_dir.expanduser() / "journals"
         try:
             self._write_journal(folder, run, events)
@@ -184,6 +205,8 @@ class Placing:
                 folder,
                 exc,
             )
+            return False
+        return True
 
     def _write_journal(self, folder: Path, run: str, events: Sequence[Event]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,17 +222,97 @@ class Placing:
         for old in sorted(folder.glob("*.journal.zst"), key=_modified_s)[:-_MAX_JOURNALS]:
             old.unlink(missing_ok=True)
 
-    def _show(self, flow_run: FlowRun, trail: Trail, notes: Sequence[str]) -> None:
+    def _report(
+        self,
+        flow_run: FlowRun,
+        trail: Trail,
+        events: Sequence[Event],
+        notes: Sequence[str],
+        *,
+        is_kept: bool,
+    ) -> None:
+        """Show the report, and begin to find out what Dask's placement would have made of the run.
+
+        `complete` adds that.
+        """
+        replay = None
+        why_not = forecast.why_not(trail)
+        if is_kept:
+            replay = Replay(flow_run.name, (STOCK, self._in_force), why_not=why_not)
+        artifact_id = self._show(flow_run, flow_report_markdown(trail, notes, replay))
+        if replay is None or why_not:
+            return
+        is_ours = isinstance(self._policy, Policy) and self._policy.name == self._in_force
+        self._forecasting = forecast.Forecasting(
+            events,
+            trail.makespan_s,
+            self._policy if is_ours else self._in_force,
+            self._experience,
+        )
+        self._update = partial(self._show_forecast, artifact_id, trail, notes, replay)
+
+    def _show(self, flow_run: FlowRun, report: str) -> UUID:
         with get_client(sync_client=True) as api:
-            api.create_artifact(
+            return api.create_artifact(
                 ArtifactCreate(
-                    key="deepflow-placement",
+                    key=KEY,
                     type="markdown",
                     description="Where this flow run's tasks ran, and what they waited for.",
-                    data=clean(flow_report_markdown(trail, notes), "artifact"),
+                    data=clean(report, "artifact"),
                     flow_run_id=flow_run.id,
                 )
-            )
+            ).id
+
+    def complete(self) -> None:
+        """Add to the report what the simulator found, if it was asked. Raises nothing.
+
+        Waits for it, for a share of the time that the flow run took (`sim.forecast.budget_s`)
+        since `finish`.
+        """
+        if self._forecasting is None or self._update is None:
+            return
+        try:
+            found = self._forecasting.result()
+            if isinstance(found, str):
+                metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
+            self._update(found)
+        except Exception as exc:  # noqa: BLE001 - the report is there, a paragraph shorter
+            metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
+            self._logger.warning("The report lacks what the simulator says: %r", exc)
+
+    def _show_forecast(
+        self,
+        artifact_id: UUID,
+        trail: Trail,
+        notes: Sequence[str],
+        replay: Replay,
+        found: Forecast | str,
+    ) -> None:
+        if isinstance(found, str):
+            replay = Replay(replay.run_name, replay.policies, why_not=found)
+        else:
+            replay = Replay(replay.run_name, replay.policies, found)
+        report = clean(flow_report_markdown(trail, notes, replay), "artifact")
+        with get_client(sync_client=True) as api:
+            api.update_artifact(artifact_id, ArtifactUpdate(data=report))
+
+    def _say_where_to_look(self, flow_run: FlowRun, trail: Trail, *, is_kept: bool) -> None:
+        ways = []
+        if is_kept:
+            ways.append(f"`deepflow explain {shlex.quote(flow_run.name)}`")
+        if self._settings.artifact:
+            ways.append(f"artifact {KEY} in the UI")
+        n = sum(task.n_runs for task in trail.tasks.values())
+        n_workers = len(trail.workers)
+        self._logger.info(
+            "%s task run%s in %s on %s worker%s%s",
+            f"{n:,}",
+            "s" * (n != 1),
+            in_seconds(trail.makespan_s),
+            f"{n_workers:,}",
+            "s" * (n_workers != 1),
+            f"; where and why: {', '.join(ways)}" if ways else "",
+        )
 
 
 def _modified_s(path: Path) -> float:

@@ -23,6 +23,7 @@ from deepflow.errors import ConfigurationError
 from deepflow.observe.explain import find_tasks
 from deepflow.observe.history import History
 from deepflow.observe.journal import read_journal
+from deepflow.sim import forecast
 from tests.integration.api import Api
 from tests.integration.parity import run_on
 
@@ -85,6 +86,34 @@ def test_a_run_leaves_a_journal_a_history_and_a_report(
     (report,) = api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
     assert report["key"] == "deepflow-placement"
     assert "double" in report["data"]
+
+
+def report_of_only_run(state_dir: Path, api: Api) -> str:
+    run_id = only_journal(state_dir).name.split(".")[0]
+    (report,) = api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    return str(report["data"])
+
+
+def test_a_long_run_is_told_what_dasks_own_placement_would_have_made_of_it(
+    state_dir: Path, fresh: LocalCluster, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if it had taken hours: then the simulator has all the time that it needs.
+    monkeypatch.setattr(forecast, "SHARE", 1e6)
+    monkeypatch.setattr(forecast, "MOST_S", 150.0)
+    run_on(fresh, body).result()
+    told = report_of_only_run(state_dir, api)
+    assert "with `stock` this run would have taken" in told
+    assert "How far to trust that: played with `srw-heft`, the policy that was in force" in told
+    assert "| double | 8 |" in told
+
+
+def test_a_short_run_is_told_how_to_find_that_out(
+    state_dir: Path, fresh: LocalCluster, api: Api
+) -> None:
+    run_on(fresh, body).result()
+    told = report_of_only_run(state_dir, api)
+    assert "(a run of less than 20 s is not made to wait for it): `deepflow replay " in told
+    assert "--policy stock,srw-heft`" in told
 
 
 @task(task_run_name="half-of-{x}")

@@ -6,9 +6,11 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,3 +168,54 @@ def test_the_page_shows_the_logs_of_the_tasks(flow_run_page: str, page: Page) ->
     page.click("Logs")
     for number in range(6):
         page.until(lambda n=number: f"doubling {n}" in page.text(), f"the log of task {number}")
+
+
+def report_of(flow_run_page: str) -> tuple[str, str]:
+    """The server's address, and the id of the report that the flow run has left."""
+    server, _, flow_run_id = flow_run_page.partition("/runs/flow-run/")
+    asked = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
+    reply = httpx.post(f"{server}/api/artifacts/filter", json=asked, timeout=30, trust_env=False)
+    (report,) = [one for one in reply.json() if one["key"] == "deepflow-placement"]
+    return server, report["id"]
+
+
+PICTURE = """(() => {
+    const image = [...document.images].find(one => one.src.startsWith("data:image/svg"));
+    if (!image || !image.complete || !image.naturalWidth) return null;
+    image.scrollIntoView({block: "center"});
+    const r = image.getBoundingClientRect();
+    return [r.left, r.top, r.right, r.bottom].map(Math.round);
+})()"""
+
+
+def shows_ground(
+    page: Page, path: Path, box: Sequence[int], is_right: Callable[[float], bool]
+) -> bool:
+    """Whether most of the picture, which is empty, is as light or dark as the page should be."""
+    left, top, right, bottom = box
+    cut = Image.open(io.BytesIO(page.picture(path))).convert("L")
+    return is_right(float(np.median(np.asarray(cut)[top:bottom, left:right])))
+
+
+@pytest.mark.parametrize("ui", ["", "/v2"], ids=["the UI", "its second version"])
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_the_report_has_no_ground_of_its_own_and_reads_on_light_and_dark(
+    flow_run_page: str, page: Page, tmp_path: Path, ui: str, width: int
+) -> None:
+    server, report_id = report_of(flow_run_page)
+    page.resize(width, 1200)
+    page.open(f"{server}{ui}/artifacts/artifact/{report_id}")
+    page.until(lambda: "7 task runs took" in page.text(), "the report's first sentence")
+    for theme, is_right in (("light", lambda mean: mean > 170), ("dark", lambda mean: mean < 85)):
+        # What the setting of the theme does, in both UIs.
+        page.evaluate(
+            "document.documentElement.classList.remove('light', 'dark'),"
+            f"document.documentElement.classList.add('{theme}')"
+        )
+        box = page.until(lambda: page.evaluate(PICTURE), "the picture")
+        assert box[2] <= width, "it is wider than the page"
+        picture = tmp_path / f"report-{theme}.png"
+        page.until(
+            partial(shows_ground, page, picture, box, is_right), f"a {theme} ground of the picture"
+        )
+        keep(picture.read_bytes(), f"report-{theme}-{width}.png")

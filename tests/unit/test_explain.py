@@ -27,7 +27,7 @@ from deepflow.decide.events import (
 )
 from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
-from deepflow.observe.artifact import compact_svg, flow_report_markdown
+from deepflow.observe.artifact import Forecast, Replay, compact_svg, flow_report_markdown
 from deepflow.observe.explain import (
     Reason,
     find_runs,
@@ -190,11 +190,26 @@ def test_what_results_cost_on_their_ways_is_added_up_by_task() -> None:
 
 def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:
     told = flow_report_markdown(Trail.of([*events(), *moved()]).only(["run-one"]))
-    assert "3 kB went over the network as 1 kB (compression saved 67%" in told
-    assert "9.5 kB were handed over in shared memory" in told
+    assert (
+        "Results that moved: 3 kB went over the network as 1 kB; compression saved 67% of the "
+        "bytes and about 250 ms. 9.5 kB were handed over in shared memory, without being sent."
+    ) in told
     assert "pco 5.0, raw 1.0" in told
-    assert "4.0 times faster than raw" in told
-    assert "on their ways" not in flow_report_markdown(Trail.of(events()))
+    assert "- **a**: 1 × pco, 4.0 times faster than raw; 1 × raw, nothing saves a tenth" in told
+
+
+def test_what_was_sent_as_it_is_saved_nothing_and_needs_no_word_of_it() -> None:
+    log = [*events(), Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 1010, 0, 0, 0.2)]
+    told = flow_report_markdown(Trail.of(log))
+    assert "Results that moved: 1 kB went over the network uncompressed.\n" in told
+    assert "saved" not in told
+    assert "| results of | n | size | sent |\n" in told  # nothing shared, coded or chosen
+
+
+def test_without_a_ledger_the_copies_between_workers_are_told() -> None:
+    assert "Results that moved: 500 B between workers." in flow_report_markdown(Trail.of(events()))
+    still = [one for one in events() if not isinstance(one, Transferred)]
+    assert "moved" not in flow_report_markdown(Trail.of(still))
 
 
 def test_the_longest_waits_come_first() -> None:
@@ -275,7 +290,7 @@ def test_people_are_shown_names_and_no_keys() -> None:
     assert story.runs == (("019a-bbbb-2", "a-13"), ("019a-bbbb-3", "a-14"))
     assert story.run_name == "sapphire-owl"
     assert runs_in_words(trail) == "train, run sapphire-owl"
-    assert "| weekly total |" in flow_report_markdown(trail)
+    assert "- **weekly total** waited 8 s: " in flow_report_markdown(trail)
     lacking = Trail.of(
         [
             Submitted(0.0, "a-1", "a", "f", "r"),
@@ -318,9 +333,9 @@ def picture_in(markdown: str) -> str:
 
 def test_the_report_has_a_sentence_a_picture_and_two_tables() -> None:
     markdown = flow_report_markdown(Trail.of(events()))
-    assert "3 tasks in 20 s on 2 workers, busy 75% of the time; 500 B moved" in markdown
-    assert "| a | 2 | 14 s | 0 s | 0 s | 0 B | slow 1, fast 1 |" in markdown
-    assert "| 8 s | 3 s held back: fast-0 is soon free; 3 s in the queue" in markdown
+    assert "**3 task runs** took **20 s** on 2 workers, busy 75% of the time." in markdown
+    assert "| a | 2 | 14 s | 0 s | 0 s |  | slow 1, fast 1 |" in markdown
+    assert "- **b-1** waited 8 s: 3 s held back: fast-0 is soon free; 3 s in the queue" in markdown
     assert "failed tries" not in markdown
     ElementTree.fromstring(picture_in(markdown))
 
@@ -336,6 +351,68 @@ def test_failed_tries_have_a_column_where_there_are_some() -> None:
     failed = [*events(), Failed(21.0, "b-1", "slow-0", "worker-lost")]
     markdown = flow_report_markdown(Trail.of(failed))
     assert "| b | 1 | 2 s | 8 s | 8 s | 500 B | fast 1 | 1 |" in markdown
+
+
+def test_columns_in_which_nothing_stands_are_left_out() -> None:
+    """One worker without a class, nothing waited, nothing moved."""
+    log: list[Event] = [
+        WorkerJoined(0.0, "0", "", 1),
+        Submitted(0.0, "a-1", "a", "f", "r"),
+        Finished(5.0, "a-1", "0", 0.0, 5.0, 10),
+    ]
+    markdown = flow_report_markdown(Trail.of(log))
+    assert "**1 task run** took **5 s** on 1 worker, busy 100% of the time." in markdown
+    assert "| task | runs | median run |\n|---|--:|--:|\n| a | 1 | 5 s |" in markdown
+    assert "Longest waits" not in markdown
+    assert "worker 0" in picture_in(markdown)
+    assert "waiting" not in picture_in(markdown)
+
+
+REPLAY = Replay("sapphire-owl", ("stock", "srw-heft"))
+
+
+def forecast_told(replayed_s: float, other_s: float) -> str:
+    found = Forecast("srw-heft", 20.0, replayed_s, "stock", other_s)
+    replay = Replay(REPLAY.run_name, REPLAY.policies, found)
+    return flow_report_markdown(Trail.of(events()), replay=replay)
+
+
+def test_the_report_says_what_another_policy_would_have_made_of_it_and_how_far_to_trust_that() -> (
+    None
+):
+    told = forecast_told(replayed_s=19.0, other_s=26.0)
+    assert (
+        "with `stock` this run would have taken 26 s instead of 20 s (30% longer), says the "
+        "simulator. How far to trust that: played with `srw-heft`, the policy that was in force, "
+        "it says 19 s (5% shorter than it was). For more: "
+        "`deepflow replay sapphire-owl --policy stock,srw-heft`"
+    ) in told
+    assert "may be none" not in told
+
+
+def test_a_difference_within_the_error_is_called_none() -> None:
+    assert "(5% shorter than it was), so the difference may be none." in forecast_told(19.0, 20.5)
+    assert "it says 20 s (0% longer than it was). For more" in forecast_told(20.0, 24.0)
+
+
+def test_a_simulation_that_misses_what_happened_is_not_to_be_trusted() -> None:
+    told = forecast_told(replayed_s=10.0, other_s=40.0)
+    assert "(50% shorter than it was), which is too far off to conclude anything." in told
+
+
+def test_without_a_forecast_the_report_says_how_to_get_one() -> None:
+    told = flow_report_markdown(Trail.of(events()), replay=REPLAY)
+    assert (
+        "What other policies would have made of this run: "
+        "`deepflow replay sapphire-owl --policy stock,srw-heft`"
+    ) in told
+    replay = Replay("my run `x`", ("stock",), why_not="it is too short")
+    told = flow_report_markdown(Trail.of(events()), replay=replay)
+    assert (
+        "made of this run (it is too short): "
+        "`deepflow replay 'my run '\"'\"'x'\"'\"'' --policy stock`"
+    ) in told
+    assert "deepflow replay" not in flow_report_markdown(Trail.of(events()))
 
 
 def test_nothing_to_report() -> None:
@@ -356,7 +433,7 @@ def test_names_are_text_and_never_markup() -> None:
     text = re.sub(r"\(data:[^)]*\)", "", markdown)
     assert "<" not in text
     rows = [line.count("|") for line in text.splitlines() if "script" in line]
-    assert rows == [8, 4]
+    assert rows == [7, 0]  # nothing moved, so that column is left out; the wait is in a list
     ElementTree.fromstring(picture_in(markdown))
 
 
@@ -411,5 +488,24 @@ def test_the_picture_shows_a_worker_as_busy_as_it_was() -> None:
         ]
     )
     svg = compact_svg(trail)
-    boxes = re.findall(r"M([\d.]+) (\d+)h([\d.]+)v12h-", svg)
-    assert [(float(x), float(wide)) for x, _, wide in boxes] == [(110.0, 720.0), (470.0, 360.0)]
+    boxes = re.findall(r"M([\d.]+) (\d+)h([\d.]+)v16h-", svg)
+    assert [(float(x), float(wide)) for x, _, wide in boxes] == [(0.0, 640.0), (320.0, 320.0)]
+
+
+@pytest.mark.parametrize("n_workers", [2, 16, 300])
+def test_the_picture_has_no_ground_and_letters_that_read_on_any(n_workers: int) -> None:
+    svg = compact_svg(Trail.of(many(400, n_workers, 12)))
+    assert "<rect" not in svg
+    assert ElementTree.fromstring(svg).attrib["width"] == "640"
+    assert "fill:#7c7c7c" in svg
+    assert "@media(max-width:" in svg  # larger letters where it is shown small
+
+
+def test_rows_have_names_where_there_are_few_and_classes_where_there_are_many() -> None:
+    few = compact_svg(Trail.of(many(100, 4, 3)))
+    assert ">w-0, c0<" in few
+    assert ">w-3, c0<" in few
+    several = compact_svg(Trail.of(many(100, 16, 3)))
+    assert ">c0: 6 workers<" in several
+    assert "w-0" not in several
+    assert ">c0: 100 workers<" in compact_svg(Trail.of(many(400, 300, 3)))
