@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -29,7 +30,8 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.guard import refuse_unguarded_script
-from deepflow.backend.clusters.local import local_cluster
+from deepflow.backend.clusters.local import UnlikeWorkersCluster, local_cluster
+from deepflow.backend.dask_logs import quiet_workers
 from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
 from deepflow.backend.transport import is_auto, pick_now, reach_now
@@ -46,6 +48,7 @@ from deepflow.observe import metrics
 from deepflow.runner.checks import check_cluster, check_free_port
 from deepflow.runner.client import DeepflowClient
 from deepflow.runner.config import RunnerConfig
+from deepflow.runner.console import are_successes_wanted
 from deepflow.runner.context import capture, persist_as_deepflow, to_blob
 from deepflow.runner.dispatch import Dispatcher
 from deepflow.runner.items import Code, Item
@@ -268,7 +271,10 @@ class Session:
             ) from None
         self.client = self._stack.enter_context(client)
         plugin = DeepflowWorkerPlugin(
-            this_process(), transfer_options(self.settings), tier_options(self.settings)
+            this_process(),
+            transfer_options(self.settings),
+            tier_options(self.settings),
+            shows_successes=are_successes_wanted(self.cluster),
         )
         self.client.register_plugin(plugin)
         self.client.register_plugin(ReportDeaths())
@@ -278,8 +284,13 @@ class Session:
             self._stack.enter_context(
                 distributed.performance_report(config.performance_report_path)
             )
-        if self.client.dashboard_link:
+        if self.client.dashboard_link and self._has_dashboard():
             logger.info(f"The Dask dashboard is available at {self.client.dashboard_link}")
+
+    def _has_dashboard(self) -> bool:
+        """Whether a page is at the dashboard's address: Dask needs bokeh to draw it."""
+        is_here = isinstance(self.cluster, distributed.LocalCluster | UnlikeWorkersCluster)
+        return not is_here or find_spec("bokeh") is not None
 
     def _place(self) -> None:
         """Hand placement to the plugin, unless Dask is to do it."""
@@ -318,7 +329,8 @@ class Session:
         name = to_qualified_name(make)
         self.logger.info(f"Creating a new Dask cluster with `{name}`")
         try:
-            return self._stack.enter_context(make(**config.cluster_kwargs))
+            with quiet_workers():
+                return self._stack.enter_context(make(**config.cluster_kwargs))
         except Exception:
             self.logger.error(f"Failed to create {name} cluster: ", exc_info=True)
             raise
@@ -506,6 +518,8 @@ class Session:
                 self.placing.finish([*moved, *dispatcher.names(named)], self._notes())
             if self.recorder is not None:
                 self.recorder.finish(settings.record_wait_s)
+            if self.placing is not None:
+                self.placing.complete()
             if self._watch is not None and self._watch.is_cancelled:
                 self._end_cancelled()
         finally:

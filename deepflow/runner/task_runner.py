@@ -22,6 +22,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
+from deepflow.backend.dask_logs import quiet_dask_logs
 from deepflow.decide.model import WorkerClass
 from deepflow.decide.place.policy import Policy
 from deepflow.errors import DeepflowError, GeneratorTaskError
@@ -37,6 +38,9 @@ from deepflow.runner.transactions import remark_on, take_part
 
 if TYPE_CHECKING:
     from distributed.deploy.cluster import Cluster
+
+# At import, so that whatever a script says about logging afterwards holds.
+quiet_dask_logs()
 
 
 class _Live:

@@ -6,6 +6,8 @@ The plugin is registered by the runner when it connects; workers that join later
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import os
 import socket
 import time
@@ -42,6 +44,8 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         driver: str,
         transfer: Options | None = None,
         tiers: TierOptions | None = None,
+        *,
+        shows_successes: bool = True,
     ) -> None:
         self.driver = driver
         """`host:pid` of the process that registered it: there, Prefect's services go on."""
@@ -49,17 +53,27 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         """How values are to travel; None: by Dask's own means."""
         self.tiers = tiers
         """Where they go when they outgrow the memory; None: where Dask puts them."""
+        self.shows_successes = shows_successes
+        """Whether the driver's terminal gets a line for each task run that is Completed."""
 
     async def setup(self, worker: Worker) -> None:
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
         # Before the first task, and in one thread: two threads that import Prefect at once can
         # meet in a deadlock of import locks, which leaves half a Prefect behind.
         await asyncio.get_running_loop().run_in_executor(None, import_module, _ENGINE)
+        if this_process() != self.driver:
+            # At its end Python looks through all that Prefect, Dask and the tasks have imported for
+            # garbage: for seconds on a busy machine, while a nanny waits for four and then kills.
+            atexit.unregister(gc.freeze)
+            atexit.register(gc.freeze)
         from deepflow.intermediates import registration
         from deepflow.intermediates.parcel import Parcel, lay_on_disk
         from deepflow.observe import metrics
+        from deepflow.runner.console import leave_out_successes
         from deepflow.runner.wire import Outcomes
 
+        if not self.shows_successes and this_process() != self.driver:
+            leave_out_successes()
         registration.register(Outcomes, Parcel)
         if worker.memory_manager.memory_limit:
             limit_bytes = int(worker.memory_manager.memory_limit)

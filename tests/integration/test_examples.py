@@ -27,10 +27,10 @@ SAYS = {
     ],
     "05_near_the_data.py": ["50000 rows of 50000 were read, each in one shard."],
     "07_frames.py": [
-        "as on one host: Results on their ways: ",
-        "handed over in shared memory without being sent.",
-        "as over a network: Results on their ways: ",
-        "(compression saved 8",
+        "as on one host: Results that moved: ",
+        "handed over in shared memory, without being sent.",
+        "as over a network: Results that moved: ",
+        "compression saved 8",
         "Both say the same: True.",
     ],
     "08_own_resolver.py": ["6 of 6 recordings were read in their hall."],
@@ -43,6 +43,8 @@ SAYS = {
     ],
 }
 """What an example must print."""
+MOST_LINES = 14
+"""Of the first example, on the terminal: what a person wants to read, and little else."""
 
 
 @pytest.mark.timeout(400)
@@ -70,3 +72,7 @@ def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     for text in SAYS[example.name]:
         assert text in done.stdout, done.stdout + done.stderr
+    if example.name.startswith("01"):
+        lines = (done.stderr + done.stdout).splitlines()
+        assert len(lines) <= MOST_LINES, "\n".join(lines)
+        assert any("where and why: `deepflow explain " in line for line in lines)

@@ -23,6 +23,7 @@ from distributed.system import MEMORY_LIMIT
 
 from deepflow.backend.clusters import warm
 from deepflow.backend.clusters.guard import refuse_unguarded_script
+from deepflow.backend.dask_logs import are_dask_logs_wanted, quiet_workers
 from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
 from deepflow.hints import in_binary_bytes
@@ -104,17 +105,27 @@ def local_cluster(
     (`deepflow.backend.clusters.warm`).
 
     ``cluster_kwargs`` are those of `LocalCluster`, and with classes all but the ones the classes
-    say themselves. The dashboard listens on any free port of this host unless asked otherwise.
+    say themselves. The dashboard listens on any free port of this host unless asked otherwise,
+    and Dask logs nothing below WARNING unless somebody asked for it (`deepflow.backend.dask_logs`).
     Raises :class:`ConfigurationError` for what this machine cannot do, and where the calling script
     would be run again by each of the workers.
     """
     if cluster_kwargs.get("processes") is not False:
         refuse_unguarded_script()
     cluster_kwargs.setdefault("dashboard_address", "127.0.0.1:0")
+    if are_dask_logs_wanted():
+        cluster_kwargs.setdefault("silence_logs", False)
     nanny: type[Nanny] = Nanny
     if imported is not None and warm.is_possible():
         warm.preload(imported)
         nanny = warm.WarmNanny
+    with quiet_workers():
+        return _made(classes, nanny, cluster_kwargs)
+
+
+def _made(
+    classes: Sequence[WorkerClass] | None, nanny: type[Nanny], cluster_kwargs: dict[str, Any]
+) -> LocalCluster | UnlikeWorkersCluster:
     if classes is None:
         shape = _machine_shape(cluster_kwargs)
         if cluster_kwargs.get("processes") is not False and not cluster_kwargs.get("worker_class"):
