@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SIZE   ?= full
+# Not empty: the demo's UI runs until Ctrl-C.
+KEEP   ?=
 # Most tests wait for processes more than they compute, so there is one more run of them than cores.
 # A file's tests stay together: they share clusters. The longest files come first (tests/conftest.py).
 JOBS   ?= 3
@@ -15,14 +17,22 @@ PYTEST_ARGS ?=
 # Command that each Debian package brings: the package is installed only if the command is missing.
 APT_NEEDS := chromium:chromium prometheus:prometheus psql:postgresql
 
+# pip says a line for each of some 200 packages, or nothing for minutes. Kept of that: files of 10 MB
+# and more, and where unpacking begins. Its errors go to the terminal as they are.
+comma := ,
+install = { PYTHONUNBUFFERED=1 $(PIP) install -e '$(1)' -c constraints.txt || touch $(VENV)/.failed; } \
+  | sed -u -n -E -e 's/^ *(Downloading|Using cached) (.*\([0-9]{2,}(\.[0-9]+)? MB\)).*/  \1 \2/p' \
+    -e 's/^ *Installing collected packages.*/  Unpacking/p'; \
+  if [ -e $(VENV)/.failed ]; then rm $(VENV)/.failed; exit 1; fi
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pytest pytest-all lint bench apt clean
+.PHONY: help demo test test-all pytest pytest-all lint bench pictures apt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
 
-demo: $(VENV)/.stamp-demo  ## run the flight-delays flow on this machine (SIZE=tiny|small|full), then stop
-	$(BIN)/deepflow demo --size $(SIZE)
+demo: $(VENV)/.stamp-demo  ## run a real flow on this machine (SIZE=tiny|small|full; KEEP=1 leaves its UI running)
+	$(BIN)/deepflow demo --size $(SIZE) $(if $(KEEP),--keep)
 
 test: $(VENV)/.stamp-dev apt  ## lint, types, layers, and every test but the slow ones
 	@$(MAKE) --no-print-directory -j2 lint pytest
@@ -45,19 +55,27 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
 	$(BIN)/python -m tests.benchmarks.dispatch
 
+pictures: $(VENV)/.stamp-dev  ## make the pictures of README and docs anew, from runs now (some ten minutes)
+	$(BIN)/python -m tests.benchmarks.pictures
+
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "deepflow needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % v[:2])'
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 
+# prefect-dask comes with the demo for the comparison.
 $(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -q -e '.[demo]' -c constraints.txt
+	@echo "Installing deepflow and what the demo needs into $(VENV): Prefect, Dask, torch, pandas,"
+	@echo "matplotlib, prefect-dask. The first time that takes some minutes; large files are named."
+	@$(call install,.[demo$(comma)bench])
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	@echo "Installing deepflow and what its tests need into $(VENV); large files are named."
+	@$(call install,.[dev])
 	@touch $@ $(VENV)/.stamp-demo
 
 # Without the rights to install, the tests that need these programs skip and say so.

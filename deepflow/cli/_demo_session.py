@@ -8,20 +8,26 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from deepflow.decide.model import WorkerClass
-from deepflow.errors import DeepflowError
+from deepflow.errors import DeepflowError, JournalError
 from deepflow.observe import metrics
 
-POLL_S = 0.5
+POLL_S = 2.0
+"""Between two looks at how far a flow run is; each costs the server some work."""
+RECORDS_POLL_S = 0.5
 API_PATIENCE_S = 10.0
 RECORD_DEADLINE_S = 30.0
 
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_MOST_NAMES = 4
 
 
 class DemoError(DeepflowError, RuntimeError):
@@ -30,16 +36,60 @@ class DemoError(DeepflowError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the flow run is, as the Prefect server has it recorded."""
+    """What is done now, and of a flow run how far it is, as the Prefect server has it recorded."""
 
     stage: str
     n_done: int = 0
     n_known: int = 0
+    running: tuple[str, ...] = ()
+    """Names of tasks of which the server knows that they run."""
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StartUp:
+    """Seconds until there was something to run on; no figure of the runs has them in it."""
+
+    server_s: float | None
+    """Starting a Prefect server; None: one was there."""
+    workers_s: float
+    libraries_s: float
+    """Importing pandas, torch and the flow on the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where the wall time of the run with deepflow went, in seconds."""
+
+    before_s: float
+    """From the call of the flow to its first submit: connecting, and making the flow run."""
+    tasks_s: float
+    """From the first submit to the end of the last task."""
+    after_s: float
+    """From there until the flow returned: the server's records, the report."""
+    busy_share: float
+    """Of the workers' time between the first submit and the last end: spent in tasks."""
+    work_s: float
+    """In tasks, on all workers together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One thing that the flow run left in the UI."""
+
+    key: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """Figures of one demo. Times in seconds of wall clock, sizes in bytes."""
+    """Figures of one demo. Times in seconds of wall clock, sizes in bytes.
+
+    The three wall times compare like with like: each is of the same flow, with libraries loaded and
+    workers there before its clock starts.
+    """
 
     size: str
     flow_run_id: str
@@ -47,17 +97,28 @@ class DemoSummary:
     state: str
     tasks_completed: int
     tasks_total: int
-    cluster_start_s: float
+    start_up: StartUp
     wall_s: float
+    """With deepflow."""
+    phases: Phases | None
+    """None: the run left no journal."""
     one_process_wall_s: float | None
+    """None: not compared."""
+    prefect_dask_wall_s: float | None
+    """None: not compared, or not installed."""
+    prefect_dask_version: str | None
+    """None: not installed."""
     speed_up: float | None
-    """One process's time over ours, the start of the cluster left out; None: not compared."""
+    """One process's time over ours; None: not compared."""
     wire_bytes: int
     """Served by workers (to each other and to the driver), plus results that came inline with a
     report or through the scheduler."""
     worker_classes: Mapping[str, int]
+    artifacts: tuple[Artifact, ...]
     ui_url: str | None
     """The flow run's page; None where the UI ends with the demo."""
+    journals: str | None
+    """Where the run's journal lies; None: it left none."""
     flow: Mapping[str, Any]
     """What the flow itself says about its run."""
 
@@ -72,6 +133,23 @@ def worker_classes_for(n_cores: int, has_gpu: bool) -> tuple[WorkerClass, ...]:
         WorkerClass("small", count=n_small, threads=1, labels=(("tier", "standard"),)),
         WorkerClass("large", count=1, threads=1, labels=(("tier", "fast"),), gpu=int(has_gpu)),
     )
+
+
+def demo_classes() -> tuple[WorkerClass, ...]:
+    """The workers of the demo on this machine."""
+    return worker_classes_for(os.cpu_count() or 1, _has_gpu())
+
+
+@contextmanager
+def demo_cluster() -> Iterator[Any]:
+    """The demo's workers, with their libraries loaded."""
+    from deepflow.backend.clusters.local import local_cluster
+
+    classes = demo_classes()
+    with local_cluster(classes) as cluster:
+        cluster.wait_for_workers(sum(one.count for one in classes))
+        _load_libraries_on(cluster)
+        yield cluster
 
 
 @contextmanager
@@ -132,15 +210,18 @@ def run_demo(
     size: str,
     api_url: str,
     *,
+    server_start_s: float | None,
     is_compared: bool,
     is_ui_kept: bool,
-    tell: Callable[[Progress | None], None],
+    tell: Tell,
 ) -> DemoSummary:
-    """Run the flow on a local cluster of two worker classes, then alone in one process.
+    """Run the flow on a local cluster of two worker classes; then, to compare, with prefect-dask on
+    a cluster like it (where that is installed) and in one process.
 
-    `is_ui_kept`: the API's server outlives the demo, so a link to it is of use. `tell` is called
-    from another thread whenever the progress changes. Raises `DemoError` when the flow run does not
-    end `Completed` in the server.
+    `server_start_s`: what starting the API's server took, None where it was there. `is_ui_kept`:
+    the server outlives the demo, so a link to it is of use. `tell` is called from another thread
+    whenever the progress changes. Raises `DemoError` when the flow run does not end `Completed` in
+    the server.
     """
     from prefect.settings import PREFECT_UI_URL
 
@@ -151,16 +232,20 @@ def run_demo(
     flow = flight_delays()
     server = _Server(api_url)
     run_ids: list[str] = []
-    classes = worker_classes_for(os.cpu_count() or 1, _has_gpu())
+    classes = demo_classes()
 
     def remember(flow: Any, flow_run: Any, state: Any) -> None:
         run_ids.append(str(flow_run.id))
 
-    tell(Progress("starting the workers"))
+    tell(Progress(f"starting workers: {in_words(classes)}"))
     began_s = time.perf_counter()
     with local_cluster(classes) as cluster:
         cluster.wait_for_workers(sum(one.count for one in classes))
-        cluster_start_s = time.perf_counter() - began_s
+        workers_s = time.perf_counter() - began_s
+        tell(Progress("importing pandas, torch and the flow on each worker"))
+        began_s = time.perf_counter()
+        _load_libraries_on(cluster)
+        start_up = StartUp(server_start_s, workers_s, time.perf_counter() - began_s)
         ours = flow.with_options(
             # `cluster=` rather than `local=`: the workers must outlive the flow, to be asked
             # afterwards how much they moved.
@@ -168,11 +253,20 @@ def run_demo(
             on_running=[*flow.on_running_hooks, remember],
         )
         moved_before = _results_not_served_by_workers()
-        with _watched(server, run_ids, tell):
-            began_s = time.perf_counter()
+        served_before = _served_by_workers(cluster)
+        with _watched(
+            server, lambda: run_ids[-1] if run_ids else None, f"running the flow, size {size}", tell
+        ):
+            called_at_s, began_s = time.time(), time.perf_counter()
             result = ours(size=size)
             wall_s = time.perf_counter() - began_s
-        wire_bytes = _served_by_workers(cluster) + _results_not_served_by_workers() - moved_before
+        wire_bytes = (
+            _served_by_workers(cluster)
+            - served_before
+            + _results_not_served_by_workers()
+            - moved_before
+        )
+        tell(Progress("closing the workers"))
 
     flow_run_id = run_ids[-1]
     run = server.flow_run(flow_run_id)
@@ -182,11 +276,19 @@ def run_demo(
             f"the flow run {run['name']} is {run['state_name']} in the server, not Completed; "
             "its page in the UI tells why"
         )
-    one_process_s = None
+    peer = _prefect_dask_version()
+    prefect_dask_s = one_process_s = None
+    if is_compared and peer is not None:
+        stage = f"running it with prefect-dask {peer} on workers like these"
+        prefect_dask_s = _wall_s_of("prefect-dask", size, server, stage, tell)
     if is_compared:
-        tell(Progress("running the same in one process, to compare"))
-        one_process_s = _one_process_wall_s(size, api_url)
+        stage = "running it in one process, one task at a time"
+        one_process_s = _wall_s_of("one-process", size, server, stage, tell)
     ui_url = str(PREFECT_UI_URL.value() or api_url.removesuffix("/api")).rstrip("/")
+    journal = _journal_of(flow_run_id)
+    told_by_flow = result.as_dict()
+    if not is_ui_kept:
+        told_by_flow["flow_run_url"] = None  # it leads nowhere when the server has ended
     return DemoSummary(
         size=size,
         flow_run_id=flow_run_id,
@@ -194,21 +296,72 @@ def run_demo(
         state=run["state_name"],
         tasks_completed=counts["COMPLETED"],
         tasks_total=sum(counts.values()),
-        cluster_start_s=cluster_start_s,
+        start_up=start_up,
         wall_s=wall_s,
+        phases=None if journal is None else _phases(journal, called_at_s, wall_s),
         one_process_wall_s=one_process_s,
+        prefect_dask_wall_s=prefect_dask_s,
+        prefect_dask_version=peer,
         speed_up=None if one_process_s is None else one_process_s / wall_s,
         wire_bytes=wire_bytes,
         worker_classes={one.name: one.count for one in classes},
+        artifacts=server.artifacts(flow_run_id),
         ui_url=f"{ui_url}/runs/flow-run/{flow_run_id}" if is_ui_kept else None,
-        flow=result.as_dict(),
+        journals=None if journal is None else str(journal.parent),
+        flow=told_by_flow,
     )
+
+
+def in_words(classes: tuple[WorkerClass, ...]) -> str:
+    """`1 × small, 1 × large`."""
+    return ", ".join(f"{one.count} × {one.name}" for one in classes)
 
 
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _load_libraries_on(cluster: Any) -> None:
+    from distributed import Client
+
+    from deepflow.cli._flows import load_libraries
+
+    with Client(cluster) as client:
+        client.run(load_libraries)
+
+
+def _journal_of(flow_run_id: str) -> Path | None:
+    """The journal that the run has left, if it has."""
+    from deepflow.settings import load_settings
+
+    folder = load_settings().state_dir.expanduser() / "journals"
+    path = folder / f"{flow_run_id}.journal.zst"
+    return path if path.is_file() else None
+
+
+def _phases(journal: Path, called_at_s: float, wall_s: float) -> Phases | None:
+    from deepflow.decide.trail import Trail
+    from deepflow.observe.journal import read_journal
+
+    try:
+        trail = Trail.of(read_journal(journal))
+    except JournalError:
+        return None  # as without one: `deepflow explain` says what is wrong with it
+    before_s = max(0.0, trail.begin_s - called_at_s)
+    work_s = sum(one.run_s or 0.0 for task in trail.tasks.values() for one in task.attempts)
+    capacity_s = sum(
+        worker.threads * worker.present_s(trail.begin_s, trail.end_s)
+        for worker in trail.workers.values()
+    )
+    return Phases(
+        before_s=before_s,
+        tasks_s=trail.makespan_s,
+        after_s=max(0.0, wall_s - before_s - trail.makespan_s),
+        busy_share=work_s / capacity_s if capacity_s else 0.0,
+        work_s=work_s,
+    )
 
 
 def _results_not_served_by_workers() -> int:
@@ -228,17 +381,27 @@ def _served_by_workers(cluster: Any) -> int:
         return sum(client.run(sent).values())
 
 
-def _one_process_wall_s(size: str, api_url: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "deepflow.cli._demo_baseline", size],
-        env={**os.environ, "PREFECT_API_URL": api_url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _prefect_dask_version() -> str | None:
+    try:
+        return version("prefect-dask")
+    except PackageNotFoundError:
+        return None
+
+
+def _wall_s_of(contender: str, size: str, server: _Server, stage: str, tell: Tell) -> float:
+    """Seconds that the flow takes without deepflow's runner."""
+    name = f"{contender}-{uuid.uuid4().hex[:8]}"
+    with _watched(server, lambda: server.find_flow_run(name), stage, tell):
+        done = subprocess.run(
+            [sys.executable, "-m", "deepflow.cli._demo_contender", contender, size, name],
+            env={**os.environ, "PREFECT_API_URL": server.api_url},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         raise DemoError(
-            f"the comparison in one process ended with status {done.returncode}; "
+            f"the comparison ({contender}) ended with status {done.returncode}; "
             f"leave it out with --no-compare. The end of what it said:\n{done.stderr[-2000:]}"
         )
     wall_s: float = json.loads(done.stdout.splitlines()[-1])["wall_s"]
@@ -249,31 +412,48 @@ class _Server:
     """The few questions that the demo asks the Prefect server."""
 
     def __init__(self, api_url: str) -> None:
-        self._api_url = api_url
+        self.api_url = api_url
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
         run: dict[str, Any] = self._ask("GET", f"/flow_runs/{flow_run_id}", None)
         return run
 
+    def find_flow_run(self, name: str) -> str | None:
+        """The id of the flow run of that name, if there is one."""
+        asked = {"flow_runs": {"name": {"any_": [name]}}, "limit": 1}
+        found = self._ask("POST", "/flow_runs/filter", asked)
+        return str(found[0]["id"]) if found else None
+
+    def artifacts(self, flow_run_id: str) -> tuple[Artifact, ...]:
+        """What the flow run left in the UI, by key."""
+        asked = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
+        found = self._ask("POST", "/artifacts/filter", asked)
+        told = {one["key"]: one.get("description") or "" for one in found if one.get("key")}
+        return tuple(Artifact(key, told[key]) for key in sorted(told))
+
     def count(self, flow_run_id: str, state: str | None = None) -> int:
         """Task runs of the flow run, in all or in one state."""
-        asked: dict[str, Any] = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
-        if state is not None:
-            asked["task_runs"] = {"state": {"type": {"any_": [state]}}}
-        n: int = self._ask("POST", "/task_runs/count", asked)
+        n: int = self._ask("POST", "/task_runs/count", _task_runs(flow_run_id, state))
         return n
+
+    def running(self, flow_run_id: str) -> tuple[str, ...]:
+        """The names of the tasks that run now, as far as the server knows."""
+        asked = {**_task_runs(flow_run_id, "RUNNING"), "limit": 50}
+        runs = self._ask("POST", "/task_runs/filter", asked)
+        names = dict.fromkeys(str(run["name"]).rpartition("-")[0] or run["name"] for run in runs)
+        return tuple(names)[:_MOST_NAMES]
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         """Raises `DemoError` where the server does not answer, or refuses."""
         import httpx
 
         try:
-            reply = httpx.request(method, f"{self._api_url}{path}", json=body, timeout=30)
+            reply = httpx.request(method, f"{self.api_url}{path}", json=body, timeout=30)
             return reply.raise_for_status().json()
         except httpx.HTTPError as error:
             cause = _cause(error)
         raise DemoError(
-            f"the Prefect server at {self._api_url} did not answer {path} ({cause}); "
+            f"the Prefect server at {self.api_url} did not answer {path} ({cause}); "
             "its log tells why"
         )
 
@@ -285,28 +465,40 @@ class _Server:
             unfinished = self.count(flow_run_id) - sum(counts.values())
             if unfinished == 0 or time.monotonic() > end_s:
                 return counts | ({"UNFINISHED": unfinished} if unfinished else {})
-            time.sleep(POLL_S)
+            time.sleep(RECORDS_POLL_S)
+
+
+def _task_runs(flow_run_id: str, state: str | None) -> dict[str, Any]:
+    asked: dict[str, Any] = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
+    if state is not None:
+        asked["task_runs"] = {"state": {"type": {"any_": [state]}}}
+    return asked
 
 
 @contextmanager
 def _watched(
-    server: _Server, run_ids: list[str], tell: Callable[[Progress | None], None]
+    server: _Server, find: Callable[[], str | None], stage: str, tell: Tell
 ) -> Iterator[None]:
-    """Ask the server now and then how far the flow run is, on a thread, while the block runs."""
+    """Ask the server now and then how far a flow run is, on a thread, while the block runs.
+
+    `find` gives the flow run's id, None while there is none.
+    """
     ended = threading.Event()
+    progress = Progress(stage)
+    tell(progress)
 
     def watch() -> None:
         while not ended.wait(POLL_S):
-            if not run_ids:
-                continue
             try:
-                n_known = server.count(run_ids[-1])
-                n_done = server.count(run_ids[-1], "COMPLETED")
+                flow_run_id = find()
+                if flow_run_id is None:
+                    continue
+                n_known, n_done = (server.count(flow_run_id, s) for s in (None, "COMPLETED"))
+                running = server.running(flow_run_id)
             except DemoError:
                 continue  # a server too busy to answer; the flow itself tells if it is gone
-            tell(Progress("running the flow", n_done, n_known))
+            tell(replace(progress, n_done=n_done, n_known=n_known, running=running))
 
-    tell(Progress("running the flow"))
     thread = threading.Thread(target=watch, name="demo-progress", daemon=True)
     thread.start()
     try:

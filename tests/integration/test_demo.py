@@ -18,13 +18,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DEEPFLOW = [sys.executable, "-c", "from deepflow.cli import main; main(prog_name='deepflow')"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ARTIFACTS = [
+    "deepflow-placement",
+    "flight-delay-errors",
+    "flight-delay-picture",
+    "flight-delay-run",
+]
 
 
 def environment(home: Path) -> dict[str, str]:
     """This process's, without any Prefect of its own."""
     mine = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
-    return mine | {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    return mine | {
+        "PREFECT_HOME": str(home),
+        "DEEPFLOW_STATE_DIR": str(home / "state"),
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def get(url: str) -> Any:
@@ -52,7 +63,7 @@ def test_it_runs_the_flow_compares_and_ends_with_status_0(tmp_path: Path) -> Non
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=560,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -62,8 +73,17 @@ def test_it_runs_the_flow_compares_and_ends_with_status_0(tmp_path: Path) -> Non
     assert {one["airport"] for one in told["flow"]["airports"]} == {"EWR", "JFK", "LGA"}
     assert len(told["worker_classes"]) == 2
     assert told["speed_up"] == pytest.approx(told["one_process_wall_s"] / told["wall_s"])
+    assert told["prefect_dask_wall_s"] > 0
     assert told["wire_bytes"] > 0
-    assert told["ui_url"] is None  # it has ended
+    phases = told["phases"]
+    assert phases["before_s"] + phases["tasks_s"] + phases["after_s"] == pytest.approx(
+        told["wall_s"], rel=0.05
+    )
+    assert all(seconds > 0 for seconds in told["start_up"].values())
+    assert [one["key"] for one in told["artifacts"]] == ARTIFACTS
+    # The server has ended.
+    assert told["ui_url"] is None
+    assert "http" not in done.stdout
 
 
 def test_an_api_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path) -> None:
