@@ -1,0 +1,62 @@
+"""Pictures for README and docs read on any ground, and say when and how they were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.benchmarks import pictures
+
+COMMAND = "python -m tests.benchmarks.some"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def figures() -> dict[str, Any]:
+    rates = {"deepflow": 250.0, "thread-pool": 170.0, "prefect-dask": 10.0, "dask": 360.0}
+    return {
+        "figures": [
+            *(
+                {"kind": kind, "n": n, "contender": name, "tasks_per_s": rate}
+                for kind, n in (("map", 1000), ("submit", 500))
+                for name, rate in rates.items()
+            ),
+            {"kind": "map", "n": 20000, "contender": "deepflow", "tasks_per_s": 200.0},
+        ]
+    }
+
+
+LINKS = {"0.1": {"mix": {"off": 1.0, "zstd1": 0.7, "deepflow": 0.45}, "rows": {"a": {}, "b": {}}}}
+SAME_HOST = {
+    n: {"deepflow": {"handing_over_s": 0.1}, "prefect-dask": {"handing_over_s": 0.9}} for n in "18"
+}
+
+
+@pytest.mark.parametrize("name", ["dispatch", "transfer"])
+def test_a_picture_has_no_ground_and_says_how_it_was_made(name: str) -> None:
+    if name == "dispatch":
+        path = pictures.draw_dispatch(figures(), "2026-11-25", COMMAND)
+    else:
+        path = pictures.draw_transfer(LINKS, SAME_HOST, "2026-11-25", COMMAND)
+    drawn = ElementTree.parse(path).getroot()
+    told = "".join(drawn.itertext())
+    assert "2026-11-25" in told
+    assert COMMAND in told
+    styles = [one.attrib.get("style", "") for one in drawn.iter(f"{SVG}path")]
+    assert not any("fill: #ffffff" in style and "opacity: 0" not in style for style in styles)
+
+
+def test_what_was_measured_of_one_runner_alone_is_not_compared() -> None:
+    """The largest map is run with deepflow only: it has no place beside neighbours."""
+    both = pictures.draw_dispatch(figures(), "2026-11-25", COMMAND).read_text()
+    without = figures()
+    without["figures"].pop()
+    assert pictures.draw_dispatch(without, "2026-11-25", COMMAND).read_text() == both
