@@ -18,6 +18,7 @@ a phone at half of that, where 12 points are still read.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import subprocess
@@ -54,6 +55,8 @@ CONTENDERS = {
 }
 DISPATCH = ("--n", "1000", "--submits", "500", "--rounds", "1", "--big", "0")
 LINKS = ("--links", "0.1", "1", "--megabytes", "16", "--repetitions", "2")
+REPORT_PX = (900, 2400)
+"""Narrow enough that the UI folds its menu away."""
 FAMILY, FAMILY_TASKS = "bwa", 100
 SAME_HOST = ("--same-host", "--megabytes", "100", "--repetitions", "3")
 
@@ -174,9 +177,9 @@ def draw_transfer(links: Any, same_host: Any, when: str, command: str) -> Path:
         n = int(n_consumers)
         panels.append(
             (
-                f"100 MB to {n} task{'s' * (n > 1)} on one host, until all have it (ms)",
+                f"100 MB to {n} task{'s' * (n > 1)} on one host, until read (ms)",
                 {
-                    name: 1e3 * of[name]["handing_over_s"]
+                    name: 1e3 * of[name]["summed_s"]
                     for name in ("deepflow", "prefect-dask")
                     if name in of
                 },
@@ -205,11 +208,12 @@ def draw_transfer(links: Any, same_host: Any, when: str, command: str) -> Path:
 
 def draw_placement(when: str, command: str) -> Path:
     """One workflow on one cluster: under Dask, under deepflow without history, and with one."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.patches import Patch
+    import numpy as np
+    from matplotlib.patches import Patch, PathPatch
+    from matplotlib.path import Path as MplPath
 
     from deepflow.decide.place.registry import DEFAULT_POLICY
-    from deepflow.decide.trail import Trail as _Trail
+    from deepflow.decide.trail import Trail
     from deepflow.observe.gantt import lanes, task_colours, time_unit
     from deepflow.sim.compare import experience_of, play
 
@@ -221,7 +225,7 @@ def draw_placement(when: str, command: str) -> Path:
             workload, cluster, DEFAULT_POLICY, experience=experience_of(past, cluster)
         ),
     }
-    trails = {name: _Trail.of(played.outcome.events) for name, played in plays.items()}
+    trails = {name: Trail.of(played.outcome.events) for name, played in plays.items()}
     colours = task_colours(list(trails.values()), 5)
     span_s = max(trail.makespan_s for trail in trails.values())
     unit, unit_s = time_unit(span_s)
@@ -238,14 +242,18 @@ def draw_placement(when: str, command: str) -> Path:
     for axes, (name, trail) in zip(panels, trails.items(), strict=True):
         bare(axes)
         rows = lanes(trail)
-        boxes, faces = [], []
+        boxes: dict[str, list[list[tuple[float, float]]]] = {}
+        gap = 0.0015 * span_s / unit_s  # parts a task from the next one
         for at, lane in enumerate(rows):
             for one in lane.attempts:
                 left = (one.started_s - trail.begin_s) / unit_s
                 right = ((one.stopped_s or trail.end_s) - trail.begin_s) / unit_s
-                boxes.append([(left, at), (right, at), (right, at + 0.84), (left, at + 0.84)])
-                faces.append(colours[one.task])
-        axes.add_collection(PolyCollection(boxes, facecolors=faces, edgecolors="none"))
+                right = max(right - gap, (left + right) / 2)
+                box = [(left, at), (right, at), (right, at + 0.84), (left, at + 0.84)]
+                boxes.setdefault(colours[one.task], []).append(box)
+        for colour, of in boxes.items():  # one path for each keeps the file small
+            path = MplPath.make_compound_path_from_polys(np.array(of))
+            axes.add_patch(PathPatch(path, facecolor=colour, linewidth=0))
         end = trail.makespan_s / unit_s
         axes.axvline(end, color=INK, linewidth=1.2)
         classes: dict[str, list[int]] = {}
@@ -333,17 +341,25 @@ def take_report(when: str) -> list[Path]:
 
 
 def shoot_report(page: Page, url: str, theme: str) -> Path:
-    """The page of the report, as a person sees it who scrolls."""
-    page.prefer(theme)
-    page.resize(1100, 1500, 1.5)
+    """The report's page, as high as it is."""
+    page.resize(*REPORT_PX)
     page.open(url)
     page.until(lambda: "Longest waits" in page.text(), "the report")
+    page.evaluate(  # as the setting of the theme does
+        "document.documentElement.classList.remove('light', 'dark'),"
+        f"document.documentElement.classList.add('{theme}')"
+    )
     page.until(
         lambda: page.evaluate("[...document.images].every(one => one.complete)"), "its pictures"
     )
+    bottom_px = page.evaluate(
+        "document.querySelector('.markdown-renderer').getBoundingClientRect().bottom"
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"report{'-dark' if theme == 'dark' else ''}.png"
-    page.picture(path)
+    clip = {"x": 0, "y": 0, "width": REPORT_PX[0], "height": bottom_px + 16, "scale": 1.5}
+    shot = page.call("Page.captureScreenshot", format="png", clip=clip)
+    path.write_bytes(base64.b64decode(shot["data"]))
     return path
 
 
@@ -387,12 +403,19 @@ def make(name: str, figures: Path | None) -> list[Path]:
         return take_report(when)
     if name == "dispatch":
         found = measured("dispatch", DISPATCH) if figures is None else read(figures)
-        command = "python -m tests.benchmarks.dispatch"
-        if figures is None:
-            command += " " + " ".join(DISPATCH)
-        return [draw_dispatch(found, when, command)]
+        return [draw_dispatch(found, when, dispatch_command(found["figures"]))]
     links, same_host = measured("transfer", LINKS), measured("transfer", SAME_HOST)
     return [draw_transfer(links, same_host, when, "python -m tests.benchmarks.pictures transfer")]
+
+
+def dispatch_command(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The command that measured what is drawn of these figures."""
+    names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
+    compared = [row for row in rows if row["kind"] == "map" and row["contender"] != names[0]]
+    sizes = sorted({row["n"] for row in compared})
+    only = [] if len(names) == len(CONTENDERS) else ["--only", ",".join(names)]
+    words = ["--n", *map(str, sizes), "--rounds", str(max(row["rounds"] for row in rows)), *only]
+    return " ".join(["python -m tests.benchmarks.dispatch", *words])
 
 
 def read(path: Path) -> Any:

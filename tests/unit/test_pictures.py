@@ -25,19 +25,17 @@ def figures() -> dict[str, Any]:
     return {
         "figures": [
             *(
-                {"kind": kind, "n": n, "contender": name, "tasks_per_s": rate}
+                {"kind": kind, "n": n, "contender": name, "tasks_per_s": rate, "rounds": 2}
                 for kind, n in (("map", 1000), ("submit", 500))
                 for name, rate in rates.items()
             ),
-            {"kind": "map", "n": 20000, "contender": "deepflow", "tasks_per_s": 200.0},
+            {"kind": "map", "n": 20000, "contender": "deepflow", "tasks_per_s": 200.0, "rounds": 1},
         ]
     }
 
 
 LINKS = {"0.1": {"mix": {"off": 1.0, "zstd1": 0.7, "deepflow": 0.45}, "rows": {"a": {}, "b": {}}}}
-SAME_HOST = {
-    n: {"deepflow": {"handing_over_s": 0.1}, "prefect-dask": {"handing_over_s": 0.9}} for n in "18"
-}
+SAME_HOST = {n: {"deepflow": {"summed_s": 0.1}, "prefect-dask": {"summed_s": 0.9}} for n in "18"}
 
 
 @pytest.mark.parametrize("name", ["dispatch", "transfer"])
@@ -60,3 +58,12 @@ def test_what_was_measured_of_one_runner_alone_is_not_compared() -> None:
     without = figures()
     without["figures"].pop()
     assert pictures.draw_dispatch(without, "2026-11-25", COMMAND).read_text() == both
+
+
+def test_the_command_is_read_off_the_figures() -> None:
+    rows = figures()["figures"]
+    assert pictures.dispatch_command(rows) == (
+        "python -m tests.benchmarks.dispatch --n 1000 --rounds 2"
+    )
+    some = [row for row in rows if row["contender"] != "dask"]
+    assert pictures.dispatch_command(some).endswith("--only deepflow,thread-pool,prefect-dask")
