@@ -5,9 +5,10 @@
     python -m tests.benchmarks.pictures placement report
     python -m tests.benchmarks.pictures look                # all, in Chromium, on two grounds
 
-`dispatch` and `transfer` run the benchmarks of those names, small; `dispatch` takes the JSON of a
-run before from `--from`. `placement` runs the simulator. `report` runs a flow on a local cluster
-and takes the picture of its report in Prefect's UI (needs Chromium).
+`dispatch` and `transfer` run the benchmarks of those names, small, and keep their figures beside
+the pictures; `--from` takes figures that were kept, or those of a larger run of `dispatch`.
+`placement` runs the simulator. `report` runs a flow on a local cluster and takes the picture of its
+report in Prefect's UI (needs Chromium).
 
 The SVGs have no ground, and their letters a grey that reads on white and on black, so that one file
 does for a light and a dark page. Each says in its last line when and by which command it was made,
@@ -394,18 +395,30 @@ def look(folder: Path) -> list[Path]:
 # -- command line
 
 
-def make(name: str, figures: Path | None) -> list[Path]:
-    """Make one picture; `figures` are those of a run before, where it has some."""
-    when = today() if figures is None else day_of(figures)
+def make(name: str, path: Path | None) -> list[Path]:
+    """Make one picture; `path` has figures of a run before, where it shows figures."""
     if name == "placement":
-        return [draw_placement(when, "python -m tests.benchmarks.pictures placement")]
+        return [draw_placement(today(), "python -m tests.benchmarks.pictures placement")]
     if name == "report":
-        return take_report(when)
+        return take_report(today())
+    found = measure(name) if path is None else json.loads(path.read_text())
+    if path is not None:
+        found.setdefault("date", day_of(path))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    when = found["date"]
     if name == "dispatch":
-        found = measured("dispatch", DISPATCH) if figures is None else read(figures)
         return [draw_dispatch(found, when, dispatch_command(found["figures"]))]
+    command = "python -m tests.benchmarks.pictures transfer"
+    return [draw_transfer(found["links"], found["same_host"], when, command)]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Figures of today."""
+    if name == "dispatch":
+        return {"date": today(), **measured("dispatch", DISPATCH)}
     links, same_host = measured("transfer", LINKS), measured("transfer", SAME_HOST)
-    return [draw_transfer(links, same_host, when, "python -m tests.benchmarks.pictures transfer")]
+    return {"date": today(), "links": links, "same_host": same_host}
 
 
 def dispatch_command(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -418,11 +431,6 @@ def dispatch_command(rows: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(["python -m tests.benchmarks.dispatch", *words])
 
 
-def read(path: Path) -> Any:
-    """Figures that a benchmark has written."""
-    return json.loads(path.read_text())
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -432,7 +440,7 @@ def main() -> None:
         "names", nargs="*", default=list(NAMES), help=f"{', '.join(NAMES)}, look; default: the four"
     )
     parser.add_argument(
-        "--from", dest="figures", type=Path, help="dispatch: figures that were written before"
+        "--from", dest="figures", type=Path, help="figures that were written before"
     )
     parser.add_argument("--to", type=Path, default=Path("look"), help="look: folder for its PNGs")
     arguments = parser.parse_args()
