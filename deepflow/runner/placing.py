@@ -243,12 +243,14 @@ class Placing:
         if replay is None or why_not:
             return
         is_ours = isinstance(self._policy, Policy) and self._policy.name == self._in_force
-        self._forecasting = forecast.Forecasting(
-            events,
-            trail.makespan_s,
-            self._policy if is_ours else self._in_force,
-            self._experience,
-        )
+        policy = self._policy if is_ours else self._in_force
+        try:
+            self._forecasting = forecast.Forecasting(
+                events, trail.makespan_s, policy, self._experience
+            )
+        except Exception as exc:  # noqa: BLE001 - the policy is the user's; the report is there
+            self._lacks_forecast(exc)
+            return
         self._update = partial(self._show_forecast, artifact_id, trail, notes, replay)
 
     def _show(self, flow_run: FlowRun, report: str) -> UUID:
@@ -277,8 +279,11 @@ class Placing:
                 metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
             self._update(found)
         except Exception as exc:  # noqa: BLE001 - the report is there, a paragraph shorter
-            metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
-            self._logger.warning("The report lacks what the simulator says: %r", exc)
+            self._lacks_forecast(exc)
+
+    def _lacks_forecast(self, exc: Exception) -> None:
+        metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
+        self._logger.warning("The report of this run lacks what the simulator says: %r", exc)
 
     def _show_forecast(
         self,

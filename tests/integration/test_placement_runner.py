@@ -20,6 +20,7 @@ from deepflow.decide.events import Finished, Placed
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.trail import Trail
 from deepflow.errors import ConfigurationError
+from deepflow.observe import metrics
 from deepflow.observe.explain import find_tasks
 from deepflow.observe.history import History
 from deepflow.observe.journal import read_journal
@@ -105,6 +106,20 @@ def test_a_long_run_is_told_what_dasks_own_placement_would_have_made_of_it(
     assert "with `stock` this run would have taken" in told
     assert "How far to trust that: played with `srw-heft`, the policy that was in force" in told
     assert "| double | 8 |" in told
+
+
+def test_where_the_simulator_cannot_be_asked_the_report_is_there_without_it(
+    state_dir: Path, fresh: LocalCluster, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(forecast, "SHARE", 1e6)
+    monkeypatch.setattr(forecast, "Forecasting", no_process)
+    before = metrics.value("deepflow_fallbacks_total", kind="no_forecast")
+    assert run_on(fresh, body).result() == 56
+    assert "double" in report_of_only_run(state_dir, api)
+    assert metrics.value("deepflow_fallbacks_total", kind="no_forecast") == before + 1
 
 
 def test_a_short_run_is_told_how_to_find_that_out(
