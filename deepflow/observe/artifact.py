@@ -24,7 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepflow.decide.trail import Attempt, Trail, WorkerTrail
-from deepflow.observe.explain import in_seconds, longest_waits, move_summaries, task_summaries
+from deepflow.observe.explain import (
+    in_seconds,
+    longest_wait_by_task,
+    move_summaries,
+    n_task_runs,
+    task_summaries,
+)
 from deepflow.observe.gantt import (
     FAILED,
     OTHER,
@@ -114,7 +120,7 @@ def flow_report_markdown(
 
 def _sentence(trail: Trail) -> str:
     n_done = sum(task.finished_s is not None for task in trail.tasks.values())
-    n_runs = sum(task.n_runs for task in trail.tasks.values())
+    n_runs = n_task_runs(trail.tasks.values())
     busy_s = sum(a.run_s or 0.0 for w in trail.workers.values() for a in w.attempts)
     capacity_s = sum(
         w.threads * w.present_s(trail.begin_s, trail.end_s) for w in trail.workers.values()
@@ -170,7 +176,7 @@ def _task_table(trail: Trail) -> str:
             (
                 _cell(row.task),
                 f"{row.n_runs:,}",
-                in_seconds(row.median_run_s),
+                in_seconds(row.median_each_s),
                 in_seconds(row.median_wait_s),
                 in_seconds(row.longest_wait_s),
                 _in_bytes(row.moved_bytes) if row.moved_bytes else "",
@@ -244,7 +250,7 @@ def _waits(trail: Trail) -> str:
     lines = [
         f"- **{_cell(wait.name)}** waited {in_seconds(wait.wait_s)}: "
         + "; ".join(f"{in_seconds(r.seconds)} {_cell(r.text, 80)}" for r in wait.reasons[:3])
-        for wait in longest_waits(trail, 5)
+        for wait in longest_wait_by_task(trail, 5)
     ]
     if not lines:
         return ""

@@ -29,7 +29,7 @@ from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
 from deepflow.observe import history, metrics
 from deepflow.observe.artifact import Forecast, Replay, flow_report_markdown
-from deepflow.observe.explain import in_seconds
+from deepflow.observe.explain import in_seconds, n_task_runs
 from deepflow.observe.journal import JournalWriter
 from deepflow.observe.text import clean
 from deepflow.sim import forecast
@@ -307,7 +307,7 @@ class Placing:
             ways.append(f"`deepflow explain {shlex.quote(flow_run.name)}`")
         if self._settings.artifact:
             ways.append(f"artifact {KEY} in the UI")
-        n = sum(task.n_runs for task in trail.tasks.values())
+        n = n_task_runs(trail.tasks.values())
         n_workers = len(trail.workers)
         self._logger.info(
             "%s task run%s in %s on %s worker%s%s",
