@@ -25,6 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,8 @@ NAMES = ("dispatch", "placement", "transfer", "report")
 INK, RULE = "#7c7c7c", "#7c7c7c59"
 OURS, PEERS = "#3b82d6", "#9a9a9a"
 LETTERS_PT, SMALL_PT, WIDTH_IN = 12.0, 8.5, 6.4
+CAPTION_LETTERS = 84
+"""As many of the small letters fit in a line."""
 
 CONTENDERS = {
     "deepflow": "deepflow",
@@ -98,11 +101,13 @@ def bare(axes: Axes) -> None:
 def save(drawn: Figure, name: str, when: str, command: str) -> Path:
     """Write the SVG, with what it is and how it was made in its last line and its metadata."""
     told = f"{when}, {os.cpu_count()} cores: {command}"
-    strip = 0.26 / drawn.get_size_inches()[1]
+    lines = textwrap.wrap(told, CAPTION_LETTERS, break_on_hyphens=False)
+    height_in = drawn.get_size_inches()[1]
+    strip = (0.1 + 0.15 * len(lines)) / height_in
     engine = drawn.get_layout_engine()
     assert engine is not None
     engine.set(rect=(0.0, strip, 1.0, 1.0 - strip))
-    drawn.text(0.008, 0.3 * strip, told, fontsize=SMALL_PT)
+    drawn.text(0.008, 0.06 / height_in, "\n".join(lines), fontsize=SMALL_PT)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.svg"
     drawn.savefig(
