@@ -207,7 +207,7 @@ def _moves(trail: Trail) -> str:
         saved_s = sum(row.saved_s for row in rows)
         time = f" and about {in_seconds(saved_s)}" if saved_s > 0 else ""
         saved = f"; compression saved {1 - sent / raw:.0%} of the bytes{time}" * (sent < raw)
-        said.append(f"{_in_bytes(raw)} went over the network {how}{saved}.")
+        said.append(f"{_in_bytes(raw)} were sent {how}{saved}.")
     if shared:
         said.append(f"{_in_bytes(shared)} were handed over in shared memory, without being sent.")
     table = _table(
@@ -227,8 +227,12 @@ def _moves(trail: Trail) -> str:
                 _in_bytes(row.wire_bytes) if row.raw_bytes else "",
                 _in_bytes(row.shared_bytes) if row.shared_bytes else "",
                 _cell(
-                    ", ".join(f"{name} {before / after:.1f}" for name, before, after in row.codecs)
-                    if all(after for _, _, after in row.codecs)
+                    ", ".join(
+                        f"{name} {before / after:.1f}"
+                        for name, before, after in row.codecs
+                        if after
+                    )
+                    if any(name != "raw" for name, _, _ in row.codecs)
                     else ""
                 ),
             )
@@ -375,18 +379,17 @@ def _rows(trail: Trail, top: int) -> tuple[list[_Row], int]:
     """The rows from `top` on, and where they end: by worker, thin ones, or by class."""
     if len(trail.workers) > _MAX_ROWS:
         return _class_rows(trail, top)
-    threads: dict[str, int] = {}
-    for lane in lanes(trail):
-        threads[lane.worker] = max(threads.get(lane.worker, 0), lane.thread + 1)
-    has_names = len(threads) <= _MAX_NAMED_WORKERS
+    # By class, then by name, numbers in their order.
+    names = list(dict.fromkeys(lane.worker for lane in lanes(trail)))
+    has_names = len(names) <= _MAX_NAMED_WORKERS
     n_of_class: dict[str, int] = {}
-    for name in threads:
+    for name in names:
         of = trail.workers[name].worker_class
         n_of_class[of] = n_of_class.get(of, 0) + 1
     rows: list[_Row] = []
     labelled: str | None = None
     y = top
-    for name, n in threads.items():
+    for name in names:
         worker = trail.workers[name]
         label = ""
         if has_names:
@@ -396,7 +399,7 @@ def _rows(trail: Trail, top: int) -> tuple[list[_Row], int]:
             label = _class_label(worker.worker_class, n_of_class[worker.worker_class])
         height = _NAMED_HEIGHT if has_names else _THIN_HEIGHT
         y += _LINE * bool(label) + height
-        rows.append(_Row(label, n, worker.attempts, y, height - 2))
+        rows.append(_Row(label, worker.threads, worker.attempts, y, height - 2))
     return rows, y
 
 

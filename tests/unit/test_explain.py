@@ -191,7 +191,7 @@ def test_what_results_cost_on_their_ways_is_added_up_by_task() -> None:
 def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:
     told = flow_report_markdown(Trail.of([*events(), *moved()]).only(["run-one"]))
     assert (
-        "Results that moved: 3 kB went over the network as 1 kB; compression saved 67% of the "
+        "Results that moved: 3 kB were sent as 1 kB; compression saved 67% of the "
         "bytes and about 250 ms. 9.5 kB were handed over in shared memory, without being sent."
     ) in told
     assert "pco 5.0, raw 1.0" in told
@@ -199,9 +199,10 @@ def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:
 
 
 def test_what_was_sent_as_it_is_saved_nothing_and_needs_no_word_of_it() -> None:
-    log = [*events(), Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 1010, 0, 0, 0.2)]
+    sent = Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 1010, 0, 0, 0.2, (("raw", 1000, 1000),))
+    log = [*events(), sent]
     told = flow_report_markdown(Trail.of(log))
-    assert "Results that moved: 1 kB went over the network uncompressed.\n" in told
+    assert "Results that moved: 1 kB were sent uncompressed.\n" in told
     assert "saved" not in told
     assert "| results of | n | size | sent |\n" in told  # nothing shared, coded or chosen
 
