@@ -58,7 +58,7 @@ CONTENDERS = {
     "dask": "bare Dask, no Prefect",
 }
 DISPATCH = ("--n", "1000", "--submits", "500", "--rounds", "1", "--big", "0")
-LINKS = ("--links", "0.1", "1", "--megabytes", "16", "--repetitions", "2")
+LINKS = ("--links", "0.1", "--megabytes", "16", "--repetitions", "2")
 REPORT_PX = (900, 2400)
 """Narrow enough that the UI folds its menu away."""
 FAMILY, FAMILY_TASKS = "bwa", 100
@@ -99,8 +99,8 @@ def bare(axes: Axes) -> None:
 
 
 def save(drawn: Figure, name: str, when: str, command: str) -> Path:
-    """Write the SVG, with what it is and how it was made in its last line and its metadata."""
-    told = f"{when}, {os.cpu_count()} cores: {command}"
+    """Write the SVG, with when and how it was made in its last line and its metadata."""
+    told = f"{when}: {command}"
     lines = textwrap.wrap(told, CAPTION_LETTERS, break_on_hyphens=False)
     height_in = drawn.get_size_inches()[1]
     strip = (0.1 + 0.15 * len(lines)) / height_in
@@ -113,7 +113,11 @@ def save(drawn: Figure, name: str, when: str, command: str) -> Path:
     drawn.savefig(
         path,
         transparent=True,
-        metadata={"Date": when, "Description": told, "Creator": "tests.benchmarks.pictures"},
+        metadata={
+            "Date": when.partition(",")[0],
+            "Description": told,
+            "Creator": "tests.benchmarks.pictures",
+        },
     )
     return path
 
@@ -121,6 +125,11 @@ def save(drawn: Figure, name: str, when: str, command: str) -> Path:
 def today() -> str:
     """The day on which a figure was measured."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def machine() -> str:
+    """What was measured on, and how busy it was: with other work, only ratios can be trusted."""
+    return f"{os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}"
 
 
 def day_of(path: Path) -> str:
@@ -430,16 +439,21 @@ def make(name: str, path: Path | None) -> list[Path]:
     when = found["date"]
     if name == "dispatch":
         return [draw_dispatch(found, when, dispatch_command(found["figures"]))]
-    command = "python -m tests.benchmarks.pictures transfer"
-    return [draw_transfer(found["links"], found["same_host"], when, command)]
+    return [draw_transfer(found["links"], found["same_host"], when, found["command"])]
 
 
 def measure(name: str) -> dict[str, Any]:
     """Figures of today."""
     if name == "dispatch":
-        return {"date": today(), **measured("dispatch", DISPATCH)}
+        return {"date": f"{today()}, {machine()}", **measured("dispatch", DISPATCH)}
+    words = [" ".join(["python -m tests.benchmarks.transfer", *of]) for of in (LINKS, SAME_HOST)]
     links, same_host = measured("transfer", LINKS), measured("transfer", SAME_HOST)
-    return {"date": today(), "links": links, "same_host": same_host}
+    return {
+        "date": f"{today()}, {machine()}",
+        "command": "; ".join(words),
+        "links": links,
+        "same_host": same_host,
+    }
 
 
 def dispatch_command(rows: Sequence[Mapping[str, Any]]) -> str:
