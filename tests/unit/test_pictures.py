@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.benchmarks import pictures
+from tests.sim.shared_data import needs_workflows
 
 COMMAND = "python -m tests.benchmarks.some"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -38,10 +39,14 @@ LINKS = {"0.1": {"mix": {"off": 1.0, "zstd1": 0.7, "deepflow": 0.45}, "rows": {"
 SAME_HOST = {n: {"deepflow": {"summed_s": 0.1}, "prefect-dask": {"summed_s": 0.9}} for n in "18"}
 
 
-@pytest.mark.parametrize("name", ["dispatch", "transfer"])
+@pytest.mark.parametrize(
+    "name", ["dispatch", "transfer", pytest.param("placement", marks=needs_workflows)]
+)
 def test_a_picture_has_no_ground_and_says_how_it_was_made(name: str) -> None:
     if name == "dispatch":
         path = pictures.draw_dispatch(figures(), "2026-11-25", COMMAND)
+    elif name == "placement":
+        path = pictures.draw_placement("2026-11-25", COMMAND)
     else:
         path = pictures.draw_transfer(LINKS, SAME_HOST, "2026-11-25", COMMAND)
     drawn = ElementTree.parse(path).getroot()
