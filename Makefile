@@ -26,7 +26,7 @@ install = { PYTHONUNBUFFERED=1 $(PIP) install -e '$(1)' -c constraints.txt || to
   if [ -e $(VENV)/.failed ]; then rm $(VENV)/.failed; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pytest pytest-all lint bench pictures apt clean
+.PHONY: help demo test test-all pytest pytest-all lint bench pictures docs apt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
@@ -60,6 +60,13 @@ pictures: $(VENV)/.stamp-dev  ## make the pictures of README and docs anew, from
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+docs: $(VENV)/.stamp-dev  ## write the reference from the code and build the site into site/
+	$(BIN)/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@echo "site/index.html is there; to read it with search: $(BIN)/python -m http.server -d site"
+
+clean:  ## remove the virtual environment, the site and caches
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "deepflow needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % v[:2])'

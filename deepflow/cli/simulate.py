@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="A WfCommons file, or a directory of them; may be given again.",
+    help="A WfCommons file, a directory of them, or survey-example-1, -2 or -3, which ship with "
+    "deepflow; may be given again.",
 )
 @click.option(
     "--cluster",
@@ -64,7 +65,7 @@ def command(
     is_wide: bool,
     is_json: bool,
 ) -> None:
-    """Example: deepflow simulate --workflow blast.json --cluster three-speeds
+    """Example: deepflow simulate --workflow survey-example-1 --cluster three-speeds
 
     Play workflows on simulated clusters with the real Dask scheduler in virtual time, under each
     policy and with several seeds, and compare: makespan ÷ lower bound, waits, long tail, slowdown,

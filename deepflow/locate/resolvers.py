@@ -24,13 +24,13 @@ arguments, or the resolver itself."""
 class Resolver(Protocol):
     """Says where inputs of some kind lie. Subclass it, or have the same three members::
 
-    class Tape(Resolver):
-        schemes = ("tape",)
+        class Tape(Resolver):
+            schemes = ("tape",)
 
-        def resolve(self, near):                      # tape://library-2/reel
-            return Location(zones=(urlsplit(near.value).netloc,))
+            def resolve(self, near):    # tape://library-2/reel
+                return Location(zones=(urlsplit(near.value).netloc,))
 
-    register_resolver(Tape())
+        register_resolver(Tape())
     """
 
     schemes: Collection[str]

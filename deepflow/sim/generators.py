@@ -28,7 +28,7 @@ from deepflow.sim.bounds import capacity_s
 from deepflow.sim.cluster import ClusterSpec
 from deepflow.sim.workload import SimJob, SimTask, Workload
 
-__all__ = ["fan_out_in", "layered", "map_reduce", "pipelines", "stream"]
+__all__ = ["fan_out_in", "layered", "map_reduce", "pipelines", "stream", "survey"]
 
 
 def fan_out_in(
@@ -170,6 +170,68 @@ def layered(
             )
         )
     return SimJob(run, "layered", tuple(task for layer in layers for task in layer))
+
+
+def survey(run: str, *, rows: int = 4, columns: int = 5, seed: int = 0) -> SimJob:
+    """Images of the sky put together into one, in the shape of the Montage workflow.
+
+    The images lie in a grid. Each is projected (`project`); each pair of neighbours is compared
+    (`difference`); one task works out from all differences how bright each image should be (`fit`);
+    each image is corrected (`correct`); each row becomes a tile (`tile`), and all tiles the picture
+    (`mosaic`). Times and sizes are made up.
+    """
+    _refuse(rows=rows, columns=columns)
+    chance = Random(seed)
+
+    def task(key: str, name: str, typical_s: float, n_bytes: int, above: Sequence[str]) -> SimTask:
+        run_s = round(_spread(chance, typical_s, 0.4), 3)
+        return SimTask(key, name, run_s, n_bytes, tuple(above))
+
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    names = {(row, column): f"{row}-{column}" for row, column in cells}
+    projected = [
+        replace(
+            task(f"project-{names[cell]}", "project", 12.0, 8_000_000, ()),
+            input_bytes=int(_spread(chance, 5_000_000, 0.3)),
+        )
+        for cell in cells
+    ]
+    differences = [
+        task(
+            f"difference-{names[cell]}-{names[beside]}",
+            "difference",
+            2.5,
+            1_000_000,
+            (f"project-{names[cell]}", f"project-{names[beside]}"),
+        )
+        for cell in cells
+        for beside in ((cell[0], cell[1] + 1), (cell[0] + 1, cell[1]))
+        if beside in names
+    ]
+    above = [one.key for one in (differences or projected)]
+    fit = task("fit", "fit", 8.0, 10_000, above)
+    corrected = [
+        task(
+            f"correct-{names[cell]}",
+            "correct",
+            5.0,
+            8_000_000,
+            (f"project-{names[cell]}", "fit"),
+        )
+        for cell in cells
+    ]
+    tiles = [
+        task(
+            f"tile-{row}",
+            "tile",
+            10.0,
+            16_000_000,
+            [f"correct-{names[row, column]}" for column in range(columns)],
+        )
+        for row in range(rows)
+    ]
+    mosaic = task("mosaic", "mosaic", 20.0, 0, [tile.key for tile in tiles])
+    return SimJob(run, "survey", (*projected, *differences, fit, *corrected, *tiles, mosaic))
 
 
 def stream(

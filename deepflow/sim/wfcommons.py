@@ -1,5 +1,8 @@
 """Reads executions of real workflows in the WfCommons format, version 1.5, as jobs to simulate.
 
+Three small ones ship with deepflow and are known by name, see `BUILTIN_WORKFLOWS`. Jobs can also be
+written in the format (`write_workflow`).
+
 Format: https://wfcommons.org/format (Coleman et al. 2022, "WfCommons"). What is taken from it, and
 what is not:
 
@@ -25,12 +28,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from deepflow.errors import ConfigurationError
+from deepflow.errors import ConfigurationError, nearest
 from deepflow.sim.workload import SimJob, SimTask
 
-__all__ = ["SCHEMA_VERSION", "read_many", "read_workflow"]
+__all__ = ["BUILTIN_WORKFLOWS", "SCHEMA_VERSION", "read_many", "read_workflow", "write_workflow"]
 
 SCHEMA_VERSION = "1.5"
+BUILTIN_WORKFLOWS = ("survey-example-1", "survey-example-2", "survey-example-3")
+"""Workflows that ship with deepflow: three unlike instances of one family, so that one can be the
+history of another. `deepflow.sim.generators.survey` made them, with the number as the seed."""
+_BUILTIN_FOLDER = Path(__file__).parent / "workflows"
 _ID_SUFFIX = re.compile(r"_ID\d+$")
 _DIGITS_SUFFIX = re.compile(r"[-_.]?\d+$")
 _INSTANCE_NAME = re.compile(r"(?P<family>[^-]+)-.+-\d+")
@@ -58,7 +65,8 @@ def read_workflow(path: str | Path, *, run: str = "", flow: str = "") -> SimJob:
 def read_many(paths: Iterable[str | Path]) -> tuple[SimJob, ...]:
     """The jobs of several files, and of all `.json` and `.json.zst` in the folders among them.
 
-    In the order given, the files of a folder by name. Raises :class:`ConfigurationError` as
+    A name among `BUILTIN_WORKFLOWS` stands for that workflow, unless a file is called so. In the
+    order given, the files of a folder by name. Raises :class:`ConfigurationError` as
     :func:`read_workflow` does, for a folder without such files, and where two files would give
     jobs of one name.
     """
@@ -79,9 +87,66 @@ class _WorkflowError(Exception):
     """What is wrong with a workflow; the file's name is put before it."""
 
 
+def write_workflow(job: SimJob, path: str | Path) -> None:
+    """Writes a job as a WfCommons 1.5 file, a line for each task; undone by `read_workflow`.
+
+    The format has no words for kinds of work, Dask resources, GPUs and priorities, and a file that
+    no task reads is no output there. Raises :class:`ConfigurationError` for a task that has one of
+    the first four, and for a path that cannot be written.
+    """
+    for task in job.tasks:
+        if task.kind or task.needs or task.soft_gpu or task.priority:
+            raise ConfigurationError(
+                f"task {task.key!r} has a kind, needs, soft_gpu or priority, which a WfCommons "
+                "file cannot hold; leave them out"
+            )
+    children: dict[str, list[str]] = {task.key: [] for task in job.tasks}
+    for task in job.tasks:
+        for parent in task.depends_on:
+            children[parent].append(task.key)
+    specified = [
+        {
+            "name": f"{task.task}_ID{number:07d}",
+            "id": task.key,
+            "parents": list(task.depends_on),
+            "children": children[task.key],
+            "inputFiles": [f"{parent}.out" for parent in task.depends_on]
+            + [f"{task.key}.in"] * bool(task.input_bytes),
+            "outputFiles": [f"{task.key}.out"],
+        }
+        for number, task in enumerate(job.tasks, start=1)
+    ]
+    files = [
+        {"id": f"{task.key}{ending}", "sizeInBytes": n_bytes}
+        for task in job.tasks
+        for ending, n_bytes in ((".in", task.input_bytes), (".out", task.output_bytes))
+        if n_bytes or ending == ".out"
+    ]
+    executed = [
+        {"id": task.key, "runtimeInSeconds": task.run_s}
+        | ({"memoryInBytes": task.memory_bytes} if task.memory_bytes else {})
+        for task in job.tasks
+    ]
+    text = (
+        f'{{"name": {json.dumps(job.run)}, "schemaVersion": "{SCHEMA_VERSION}", "workflow": {{\n'
+        f'"specification": {{\n"tasks": {_lines(specified)},\n"files": {_lines(files)}}},\n'
+        f'"execution": {{\n"tasks": {_lines(executed)}}}}}}}\n'
+    )
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise ConfigurationError(f"cannot write the workflow {path}: {e.strerror or e}") from e
+
+
+def _lines(rows: Iterable[Mapping[str, object]]) -> str:
+    """A JSON list with a row on each line."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
+
+
 def _files(path: Path) -> Sequence[Path]:
     if not path.is_dir():
-        return [path]
+        is_builtin = str(path) in BUILTIN_WORKFLOWS and not path.exists()
+        return [_BUILTIN_FOLDER / f"{path}.json" if is_builtin else path]
     found = sorted(p for p in path.iterdir() if p.name.endswith((".json", ".json.zst")))
     if not found:
         raise ConfigurationError(
@@ -95,9 +160,14 @@ def _read(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as e:
+        close = nearest(str(path), BUILTIN_WORKFLOWS) if not path.suffix else None
+        meant = (
+            f"did you mean {close!r}?"
+            if close
+            else (f"give the path of a WfCommons {SCHEMA_VERSION} file, or of a folder of them")
+        )
         raise ConfigurationError(
-            f"cannot read the workflow {path}: {e.strerror or e}; give the path of a WfCommons "
-            f"{SCHEMA_VERSION} file, or of a folder of them"
+            f"cannot read the workflow {path}: {e.strerror or e}; {meant}"
         ) from e
     if path.suffix != ".zst":
         return raw

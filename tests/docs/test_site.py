@@ -1,0 +1,90 @@
+"""The site is built without a warning, fetches nothing, and looks right in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chromium import CHROMIUM, Page, chromium
+from tests.docs.markdown import ROOT
+
+DESKTOP, PHONE = (1440, 1000), (390, 844)
+LOOKED_AT = ("index.html", "placement.html", "parity.html", "reference/api.html")
+
+needs_mkdocs = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("material") is None,
+    reason="mkdocs-material is not installed; `pip install -e '.[docs]' -c constraints.txt`",
+)
+pytestmark = needs_mkdocs
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site") / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_is_built_without_a_warning_and_has_every_page(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
+    missing = [page for page in pages if not (site / page.with_suffix(".html")).is_file()]
+    assert not missing
+    assert not list(site.rglob("*.py"))
+
+
+def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
+    fetched = set()
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        fetched |= set(re.findall(r"<(?:script|img|iframe)[^>]+src=\"?(https?:[^\" >]+)", text))
+        for link in re.findall(r"<link[^>]+>", text):
+            if "canonical" not in link:
+                fetched |= set(re.findall(r"href=\"?(https?:[^\" >]+)", link))
+    for sheet in site.rglob("*.css"):
+        fetched |= set(re.findall(r"url\(\"?(https?:[^\")]+)", sheet.read_text(encoding="utf-8")))
+    assert fetched == set()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_pages_fit_the_screen_in_light_and_dark(
+    site: Path, tmp_path: Path, size: tuple[int, int], scheme: str
+) -> None:
+    with chromium(tmp_path / "profile", *size) as page:
+        page.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+        for name in LOOKED_AT:
+            page.open((site / name).as_uri())
+            page.until(lambda: "deepflow" in page.text(), f"{name} with its text")
+            picture(page, f"docs-{Path(name).stem}-{scheme}-{size[0]}.png")
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= size[0], f"{name} is {width} px wide"
+            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            channels = [float(number) for number in re.findall(r"[\d.]+", ground)][:3]
+            assert (sum(channels) / 3 < 128) == (scheme == "dark"), ground
+
+
+def picture(page: Page, name: str) -> None:
+    """Kept where somebody wants to look."""
+    folder = os.environ.get("DEEPFLOW_PICTURES")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.picture(Path(folder) / name)
