@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import pairwise
 from statistics import mean, stdev
 
@@ -5,7 +6,7 @@ import pytest
 
 from deepflow.sim.bounds import capacity_s
 from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
-from deepflow.sim.generators import fan_out_in, layered, map_reduce, pipelines, stream
+from deepflow.sim.generators import fan_out_in, layered, map_reduce, pipelines, stream, survey
 
 CLUSTER = ClusterSpec("c", (SimWorkerClass("w", 4),))
 JOBS = [
@@ -16,7 +17,7 @@ JOBS = [
 ]
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.flow)
+@pytest.mark.parametrize("job", [*JOBS, survey("sky", seed=4)], ids=lambda job: job.flow)
 def test_tasks_come_after_what_they_read_and_keys_are_unique(job):
     seen = set()
     for task in job.tasks:
@@ -63,6 +64,14 @@ def test_layers_are_categories_of_their_own_and_read_the_layer_above():
         assert stdev(runs) < 0.3 * mean(runs)
 
 
+def test_a_survey_compares_each_image_with_its_neighbours():
+    job = survey("r", rows=2, columns=3)
+    n_of = Counter(task.task for task in job.tasks)
+    assert n_of == {"project": 6, "difference": 7, "fit": 1, "correct": 6, "tile": 2, "mosaic": 1}
+    (alone, *_) = survey("r", rows=1, columns=1).tasks
+    assert alone.key == "project-0-0"
+
+
 def test_a_seed_makes_one_job_and_another_seed_another():
     def make(seed):
         return layered("r", n_tasks=20, n_layers=3, seed=seed)
@@ -80,6 +89,7 @@ def test_a_seed_makes_one_job_and_another_seed_another():
         lambda: pipelines("r", n_items=0),
         lambda: pipelines("r", n_items=1, gpu="maybe"),
         lambda: layered("r", n_tasks=2, n_layers=3),
+        lambda: survey("r", rows=0),
         lambda: stream(JOBS, 0.0, CLUSTER, 1, 5),
         lambda: stream(JOBS, 0.7, CLUSTER, 1, 0),
         lambda: stream([], 0.7, CLUSTER, 1, 5),

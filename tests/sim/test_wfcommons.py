@@ -1,11 +1,13 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import zstandard
 
 from deepflow.errors import ConfigurationError
-from deepflow.sim.wfcommons import read_many, read_workflow
+from deepflow.sim.generators import layered, pipelines, survey
+from deepflow.sim.wfcommons import BUILTIN_WORKFLOWS, read_many, read_workflow, write_workflow
 from tests.sim.shared_data import WORKFLOWS, needs_workflows
 
 
@@ -247,6 +249,46 @@ def test_two_jobs_of_one_name_are_refused(tmp_path):
 def test_folder_without_workflows_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"has no \.json"):
         read_many([tmp_path])
+
+
+def test_a_job_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "large.json"
+    job = layered("large", n_tasks=30, n_layers=4, seed=1)
+    tasks = [replace(task, memory_bytes=n, input_bytes=2 * n) for n, task in enumerate(job.tasks)]
+    job = replace(job, tasks=tuple(tasks))
+    read = {key for task in job.tasks for key in task.depends_on}
+    write_workflow(job, path)
+    # What nobody reads is no output there.
+    wanted = [t if t.key in read else replace(t, output_bytes=0) for t in job.tasks]
+    assert read_workflow(path, flow=job.flow) == replace(job, tasks=tuple(wanted))
+
+
+def test_what_the_format_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"'infer-0' has a kind, needs, soft_gpu"):
+        write_workflow(pipelines("r", n_items=1), tmp_path / "r.json")
+    with pytest.raises(ConfigurationError, match="cannot write the workflow"):
+        write_workflow(survey("r"), tmp_path / "missing" / "r.json")
+
+
+def test_workflows_that_ship_are_those_that_their_seeds_make(tmp_path):
+    """Made with: write_workflow(survey(name, rows=…, columns=…, seed=number), name + ".json")."""
+    grids = ((4, 5), (4, 4), (5, 5))
+    for seed, (name, (rows, columns)) in enumerate(zip(BUILTIN_WORKFLOWS, grids, strict=True), 1):
+        (job,) = read_many([name])
+        assert job == survey(name, rows=rows, columns=columns, seed=seed)
+        assert job.flow == "survey"
+
+
+def test_a_file_goes_before_a_workflow_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / BUILTIN_WORKFLOWS[0]).write_text(json.dumps(document()))
+    (job,) = read_many([BUILTIN_WORKFLOWS[0]])
+    assert len(job.tasks) == 2
+
+
+def test_a_misspelt_workflow_is_told_with_the_nearest():
+    with pytest.raises(ConfigurationError, match="did you mean 'survey-example-2'"):
+        read_many(["survey-exmple-2"])
 
 
 @needs_workflows
