@@ -64,32 +64,36 @@ class Settings(BaseSettings):
 
     address: str | None = Field(
         None,
-        description="Address of a running Dask scheduler, such as tcp://10.0.0.5:8786; "
-        "auto://host: the best of the ways that it can be reached by; "
-        "none: an embedded local cluster.",
+        description="Address of a running Dask scheduler, such as tcp://10.0.0.5:8786, or "
+        "auto://host for the fastest way to it. Without one, each flow run has an embedded "
+        "cluster.",
     )
     tls: str | None = Field(
         None,
         min_length=1,
-        description="Encryption inside the cluster. generated: certificates made for the embedded "
-        "cluster; else a folder with ca.pem, cert.pem and key.pem (`deepflow certificates`), also "
-        "for a scheduler at a tls:// address; none: no encryption.",
+        description="Encryption inside the cluster. generated: certificates are made for the "
+        "embedded cluster. Otherwise a folder with ca.pem, cert.pem and key.pem (`deepflow "
+        "certificates`). Without it, nothing is encrypted.",
     )
     infra_retries: int = Field(
         3,
         ge=0,
         le=100,
-        description="How often a task is tried again after the infrastructure broke it "
-        "(lost worker or connection), apart from the task's own retries.",
+        description="How often a task is tried again after the infrastructure broke it (a lost "
+        "worker or connection). The task's own retries are counted apart.",
     )
     batch_target_s: float = Field(
         0.1,
         gt=0,
         le=10,
-        description="Predicted seconds of work that mapped tiny tasks are grouped up to.",
+        description="Mapped tiny tasks are grouped until a group is predicted to take this many "
+        "seconds.",
     )
     batch_max_items: int = Field(
-        256, ge=1, le=10_000, description="The most mapped tasks in one group; 1: no grouping."
+        256,
+        ge=1,
+        le=10_000,
+        description="The most mapped tasks in one group. 1: no grouping.",
     )
     inline_result_bytes: int = Field(
         16_384,
@@ -100,51 +104,51 @@ class Settings(BaseSettings):
     share_argument_bytes: int = Field(
         65_536,
         ge=1024,
-        description="Arguments larger than this many bytes that go to many calls travel once.",
+        description="Arguments larger than this many bytes that go to many calls are sent once.",
     )
     record_wait_s: float = Field(
         30.0,
         ge=0,
         le=3600,
-        description="At the end of a flow run, the most seconds to wait for the Prefect server "
-        "to have recorded every task run; 0: do not wait.",
+        description="The most seconds to wait, at the end of a flow run, for the Prefect server "
+        "to have recorded every task run. 0: do not wait.",
     )
     record_window_events: int = Field(
         2000,
         ge=10,
         le=10_000,
-        description="The most events sent to the Prefect server that it may not have recorded yet "
-        "(it drops events beyond 10,000 in its queue).",
+        description="The most events that the Prefect server may not have recorded yet, before "
+        "sending waits. The server drops events beyond 10,000 in its queue.",
     )
     coalesce_after: int = Field(
         300,
         ge=0,
-        description="With more task runs outstanding than this, the states between the first and "
-        "the last of a short run are not sent one by one.",
+        description="With more unfinished task runs than this, the states between the first and "
+        "the last of a short run are not sent.",
     )
     events: Literal["coalesce", "all"] = Field(
         "coalesce",
-        description="Whether states of short task runs may be sent together under load, or all "
-        "are sent always.",
+        description="coalesce: intermediate states of short task runs may be left out under "
+        "load. all: every state is sent.",
     )
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65_535,
-        description="Port on which the driver exports metrics for Prometheus; 0: any free one; "
-        "none: no exporter.",
+        description="Port on which the driver exports metrics for Prometheus. 0: any free one. "
+        "Without one, the driver exports nothing.",
     )
     metrics_host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address that the driver's exporter listens on; 0.0.0.0: every network the "
-        "machine is in (whoever reaches the port can read the metrics).",
+        description="Address that the driver's exporter listens on. 0.0.0.0: every network of "
+        "the machine, and whoever reaches the port can read the metrics.",
     )
     placement: str = Field(
         DEFAULT_POLICY,
         min_length=1,
-        description="How it is decided where and in which order tasks run: a policy's name; "
-        "stock: as Dask does.",
+        description="Name of the policy that decides where and in which order tasks run. stock: "
+        "Dask decides.",
     )
     state_dir: Path = Field(
         Path("~/.deepflow"),
@@ -152,63 +156,71 @@ class Settings(BaseSettings):
     )
     history: str | None = Field(
         None,
-        description="File or database URL of the history of run times; off: none is kept; "
-        "none: history.sqlite in state_dir.",
+        description="File or database URL of the history of run times. off: none is kept. Unless "
+        "set: history.sqlite in state_dir.",
     )
     journal: bool = Field(
-        True, description="Whether a flow run's events are kept for `deepflow explain`."
+        True,
+        description="Whether a flow run leaves a journal for `deepflow explain` and `deepflow "
+        "replay`.",
     )
     artifact: bool = Field(
-        True, description="Whether a flow run ends with a report of its placement in the UI."
+        True,
+        description="Whether a flow run ends with a report of its placement in Prefect's UI.",
     )
     result_serializer: Literal["prefect", "deepflow"] = Field(
         "prefect",
-        description="How results are persisted where neither task nor flow names a serializer: "
-        "as Prefect's settings say, or deepflow: compressed by type, metadata apart.",
+        description="How results are persisted where neither task nor flow names a serializer. "
+        "prefect: as Prefect's settings say. deepflow: compressed by type, and checked when "
+        "read.",
     )
     transfer: Literal["deepflow", "stock"] = Field(
         "deepflow",
-        description="How results travel between workers and to the driver: compressed where that "
-        "is faster, and not at all between processes of one host; or stock: as Dask does.",
+        description="How results travel between workers and to the driver. deepflow: in shared "
+        "memory on one host, and compressed between hosts where that is faster. stock: as Dask "
+        "sends them.",
     )
     compression: str = Field(
         "adaptive",
-        description="Codec of results that travel: adaptive: the fastest by sample, link and idle "
-        "cores; off; or one for all, such as zstd, zstd:3, shuffle+lz4, shuffle+zstd, pco, pco:2.",
+        description="Codec of results that travel. adaptive: the fastest for each, by sample, "
+        "link and idle cores. off: none. Or one for all, such as zstd, zstd:3, shuffle+lz4, "
+        "shuffle+zstd, pco, pco:2.",
     )
     shared_memory: str = Field(
         "/dev/shm",
         min_length=1,
-        description="Folder in memory through which processes of one host hand results over; off.",
+        description="Folder in memory through which processes of one host hand results over. "
+        "off: they are sent.",
     )
     shared_memory_bytes: int | None = Field(
         None,
         ge=0,
-        description="The most that a worker lays there; none: a quarter of its memory. A tenth of "
-        "the file system is left free in any case.",
+        description="The most bytes that a worker keeps in shared memory. Unless set: a quarter "
+        "of its memory. A tenth of the file system stays free in any case.",
     )
     tiers: Literal["deepflow", "stock"] = Field(
         "deepflow",
-        description="What a worker does when its results outgrow its memory: deepflow: in the "
-        "background, coded in memory, then to disk, then to tier_url; or stock: as Dask does.",
+        description="What a worker does when its results outgrow its memory. deepflow: they go "
+        "to compressed memory, then disk, then tier_url, in the background. stock: as Dask "
+        "does.",
     )
     tier_memory_bytes: int | None = Field(
         None,
         ge=0,
-        description="The most that a worker keeps coded in memory; none: a quarter of what Dask "
-        "lets results take (distributed.worker.memory.target).",
+        description="The most bytes of compressed results that a worker keeps in memory. Unless "
+        "set: a quarter of what Dask lets results take (distributed.worker.memory.target).",
     )
     tier_disk_bytes: int | None = Field(
         None,
         ge=0,
-        description="The most that a worker keeps in files in its local directory; none: all but a "
-        "twentieth of the file system; 0: nothing.",
+        description="The most bytes of results that a worker keeps in its local directory. 0: "
+        "none. Unless set: all but a twentieth of the file system.",
     )
     tier_url: str | None = Field(
         None,
         min_length=1,
-        description="Where results go that fit nowhere else: any URL of fsspec, such as "
-        "s3://bucket/scratch. What is put there is removed with its result.",
+        description="Where results go that fit nowhere else: any URL that fsspec knows, such as "
+        "s3://bucket/scratch. A stored result is removed with the result.",
     )
     preload: str = Field(
         "",
@@ -226,7 +238,8 @@ class Settings(BaseSettings):
         10.0,
         gt=0,
         le=600,
-        description="The most seconds that closing waits for workers to hand over what they hold.",
+        description="The most seconds that the end of a flow run waits for workers to hand over "
+        "what they hold.",
     )
 
     @field_validator("address")
