@@ -82,8 +82,7 @@ def check(command: Command) -> None:
         assert not name.startswith("DEEPFLOW_") or name in VARIABLES, f"{name} is no setting"
     if not command.words:
         return
-    program = Path(command.words[0]).name
-    program = re.sub(r"^python[0-9.]*$", "python", program)
+    program = re.sub(r"^python[0-9.]*$", "python", command.words[0].rpartition("/")[2])
     if program in LEFT_TO_OTHERS:
         return
     assert program in _CHECKS, f"{program}: is it a program that readers have?"
@@ -109,7 +108,7 @@ def check_deepflow(arguments: list[str]) -> None:
 def _check_python(arguments: list[str]) -> None:
     if arguments[:1] != ["-m"]:
         path = arguments[0]
-        known = path == "-c" or (ROOT / path).is_file() or "/" not in path
+        known = path == "-c" or (ROOT / path).is_file() or Path(path).is_file()
         assert known, f"there is no {path}"
         return
     module, *rest = arguments[1:]

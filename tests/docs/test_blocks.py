@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from distributed import LocalCluster
 from deepflow.settings import load_settings
 from deepflow.sim.clusters import read_cluster
 from deepflow.sim.wfcommons import read_workflow
-from tests.docs.commands import PROGRAMS, check, commands
+from tests.docs.commands import PROGRAMS, Command, check, commands
 from tests.docs.conftest import Reader
 from tests.docs.markdown import ROOT, RUN, Block, blocks, pages
 
@@ -25,8 +26,7 @@ GENERATED = ROOT / "docs" / "reference"
 PAGES = [
     page
     for page in pages()
-    if page.parent == ROOT / "docs" or page.name in ("README.md", "ARCHITECTURE.md")
-    if page.parent != GENERATED
+    if page.parent == ROOT / "docs" or page in (ROOT / "README.md", ROOT / "ARCHITECTURE.md")
 ]
 SHELL = ("sh", "bash", "shell", "console")
 LANGUAGES = {"python", "toml", "yaml", "json", "text", *SHELL}
@@ -34,9 +34,16 @@ ENTRY_POINTS = {"deepflow.policies", "deepflow.resolvers"}
 
 
 class Page:
-    """Runs the blocks of one page in order, in a folder of its own."""
+    """Runs the blocks of one page in order, in a folder of its own.
 
-    def __init__(self, path: Path, folder: Path, reader: Reader, address: str) -> None:
+    In the quick run a whole program (one with a guard for its main module) goes to the shared
+    cluster, in the full run it is a process of its own and makes its own cluster.
+    """
+
+    def __init__(
+        self, path: Path, folder: Path, reader: Reader, address: str, *, is_quick: bool
+    ) -> None:
+        self.is_quick = is_quick
         self.folder = folder / path.relative_to(ROOT).with_suffix("")
         self.folder.mkdir(parents=True)
         self.reader = reader
@@ -81,20 +88,26 @@ class Page:
         if "with the blocks above" in block.run:
             source = self.above + source
         self.above = source
-        if '__name__ == "__main__"' in block.text:
+        if is_program(block):
             path = self.folder / f"line_{block.line}.py"
             path.write_text(source)
-            self._run_script(path)
+            self._run_program(path)
             return
+        self._run_here(block.where, source)
+
+    def _run_here(self, name: str, source: str) -> None:
+        """On the shared cluster."""
         self._ask(
             what="python",
-            name=block.where,
+            name=name,
             source=source,
             environment=self.environment | {"DEEPFLOW_ADDRESS": self.address},
         )
 
-    def _run_script(self, path: Path, *arguments: str) -> None:
-        """A program that makes what it needs, its cluster too."""
+    def _run_program(self, path: Path, *arguments: str) -> None:
+        if self.is_quick:
+            self._run_here(str(path), path.read_text())
+            return
         done = subprocess.run(
             [sys.executable, str(path), *arguments],
             cwd=self.folder,
@@ -134,8 +147,9 @@ class Page:
 
     def _run_shell(self, block: Block) -> None:
         for command in commands(block.text):
-            check(command)
-            if block.not_run:
+            with contextlib.chdir(self.folder):
+                check(command)
+            if block.not_run or is_pattern(command):
                 continue
             if not command.words:
                 self.environment |= command.variables
@@ -148,7 +162,17 @@ class Page:
                     environment=self.environment | command.variables,
                 )
             elif program == "python" and (self.folder / arguments[0]).is_file():
-                self._run_script(self.folder / arguments[0], *arguments[1:])
+                self._run_program(self.folder / arguments[0], *arguments[1:])
+
+
+def is_pattern(command: Command) -> bool:
+    """Whether words stand for others, as in `deepflow explain RUN [TASK]`: it is only parsed."""
+    return any(re.fullmatch(r"\[?[A-Z]{2,}\]?", word) for word in command.words)
+
+
+def is_program(block: Block) -> bool:
+    """Whether it is a whole program."""
+    return block.language == "python" and '__name__ == "__main__"' in block.text
 
 
 def is_shell(block: Block) -> bool:
@@ -178,7 +202,8 @@ def name_of(page: Path) -> str:
 def test_the_quick_blocks_of_a_page_do_what_it_says(
     path: Path, page_folders: Path, reader: Reader, docs_cluster: LocalCluster
 ) -> None:
-    page = Page(path, page_folders / "quick", reader, docs_cluster.scheduler_address)
+    address = docs_cluster.scheduler_address
+    page = Page(path, page_folders / "quick", reader, address, is_quick=True)
     quick, is_quick = [], True
     for block in blocks(path):
         is_quick = is_quick if block.is_printed else not block.is_slow
@@ -188,13 +213,17 @@ def test_the_quick_blocks_of_a_page_do_what_it_says(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "path", [page for page in PAGES if any(b.is_slow for b in blocks(page))], ids=name_of
+    "path",
+    [page for page in PAGES if any(b.is_slow or is_program(b) for b in blocks(page))],
+    ids=name_of,
 )
-def test_all_blocks_of_a_page_with_slow_ones_do_what_it_says(
+def test_all_blocks_of_a_page_do_what_it_says_with_clusters_of_their_own(
     path: Path, page_folders: Path, reader: Reader, docs_cluster: LocalCluster
 ) -> None:
-    page = Page(path, page_folders / "all", reader, docs_cluster.scheduler_address)
+    address = docs_cluster.scheduler_address
+    page = Page(path, page_folders / "all", reader, address, is_quick=False)
     assert not (faults := faults_of(page, blocks(path))), "\n".join(faults)
 
 
