@@ -165,7 +165,7 @@ class StoredResultError(DeepflowError, RuntimeError):
 class InfrastructureError(DeepflowError, RuntimeError):
     """What carried the task broke, not the task: a lost worker, connection or scheduler.
 
-    ``cause`` is a short word of a bounded set (it labels a metric), such as ``worker-lost``;
+    ``cause`` is a short word of a bounded set (it labels a metric), such as ``worker_lost``;
     ``worker`` the address or name of the worker that had the task last, if known; ``attempts``
     how often the task was tried in all, the first time included (0: unknown).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import inspect
 import re
@@ -179,3 +180,31 @@ def test_every_kind_of_fallback_that_is_told_of_is_one() -> None:
     named = {kind for kind in kinds if "_" in kind} - {"state_dir"}
     assert len(named) > 10
     assert {kind for kind in named if f'"{kind}"' not in source} == set()
+
+
+@cache
+def texts_of_the_code() -> str:
+    """Every text in the code, parts of one message joined."""
+    found = []
+    for path in (ROOT / "deepflow").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "..." for v in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_that_are_quoted_as_symptoms_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [
+        part.strip(" ,:")
+        for heading in re.findall(r"^### (.+)$", text, re.MULTILINE)
+        for message in re.findall(r"`([^`]+)`", heading)
+        if " " in message
+        for part in message.split("...")
+    ]
+    wanted = [part for part in quoted if len(part) > 8 and not part.startswith("deepflow ")]
+    assert len(wanted) >= 6
+    assert [part for part in wanted if part not in texts_of_the_code()] == []
