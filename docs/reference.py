@@ -271,7 +271,7 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield "```sh\n" + inspect.cleandoc(paragraph) + "\n```"
         elif paragraph.startswith("Example: "):
             example = " ".join(paragraph.removeprefix("Example: ").split())
-            yield f"```sh\n{example}\n```"
+            yield f"For example:\n\n```sh\n{example}\n```"
         else:
             yield " ".join(paragraph.split())
 

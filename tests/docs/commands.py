@@ -76,14 +76,17 @@ def _command(words: list[str]) -> Command:
     return Command(dict(word.split("=", 1) for word in words[:n]), words[n:])
 
 
-def check(command: Command) -> None:
-    """Raise where a command names a variable, option, file or target that there is not."""
+def check(command: Command, *, is_quick: bool = False) -> None:
+    """Raise where a command names a variable, option, file or target that there is not.
+
+    `is_quick`: commands of Prefect, whose help takes seconds, are left out.
+    """
     for name in command.variables:
         assert not name.startswith("DEEPFLOW_") or name in VARIABLES, f"{name} is no setting"
     if not command.words:
         return
     program = re.sub(r"^python[0-9.]*$", "python", command.words[0].rpartition("/")[2])
-    if program in LEFT_TO_OTHERS:
+    if program in LEFT_TO_OTHERS or (is_quick and program == "prefect"):
         return
     assert program in _CHECKS, f"{program}: is it a program that readers have?"
     _CHECKS[program](command.words[1:])

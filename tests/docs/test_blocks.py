@@ -148,7 +148,7 @@ class Page:
     def _run_shell(self, block: Block) -> None:
         for command in commands(block.text):
             with contextlib.chdir(self.folder):
-                check(command)
+                check(command, is_quick=self.is_quick)
             if block.not_run or is_pattern(command):
                 continue
             if not command.words:
@@ -173,6 +173,12 @@ def is_pattern(command: Command) -> bool:
 def is_program(block: Block) -> bool:
     """Whether it is a whole program."""
     return block.language == "python" and '__name__ == "__main__"' in block.text
+
+
+def takes_longer(block: Block) -> bool:
+    """Whether the full run does more with it than the quick one."""
+    asks_prefect = is_shell(block) and re.search(r"^prefect ", block.text, re.MULTILINE)
+    return block.is_slow or is_program(block) or bool(asks_prefect)
 
 
 def is_shell(block: Block) -> bool:
@@ -216,7 +222,7 @@ def test_the_quick_blocks_of_a_page_do_what_it_says(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "path",
-    [page for page in PAGES if any(b.is_slow or is_program(b) for b in blocks(page))],
+    [page for page in PAGES if any(takes_longer(block) for block in blocks(page))],
     ids=name_of,
 )
 def test_all_blocks_of_a_page_do_what_it_says_with_clusters_of_their_own(
@@ -286,6 +292,7 @@ def test_most_blocks_are_run() -> None:
     assert len(NOT_RUN) < n_blocks / 3
 
 
+@pytest.mark.slow  # it asks Prefect for its help
 def test_commands_of_other_pages_name_what_there_is() -> None:
     wrong = []
     for path in pages():
