@@ -22,7 +22,9 @@ arguments, or the resolver itself."""
 
 @runtime_checkable
 class Resolver(Protocol):
-    """Says where inputs of some kind lie. Subclass it, or have the same three members::
+    """Says where inputs of some kind lie.
+
+    Subclass it, or have the same three members::
 
         class Tape(Resolver):
             schemes = ("tape",)

@@ -72,6 +72,8 @@ def commands(text: str) -> list[Command]:
 def _command(words: list[str]) -> Command:
     if words[0] == "export":
         words = words[1:]
+    elif words[0] == "eval" and (inner := re.fullmatch(r"\$\((.+)\)", words[1])):
+        words = shlex.split(inner[1])
     n = next((i for i, word in enumerate(words) if not re.match(r"\w+=", word)), len(words))
     return Command(dict(word.split("=", 1) for word in words[:n]), words[n:])
 
