@@ -31,6 +31,7 @@ LONGEST_FIRST = (
     "test_benchmarks.py",
     "test_placement_live.py",
     "test_examples.py",
+    "test_blocks.py",
 )
 """Names of files, by what they take."""
 

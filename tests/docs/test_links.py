@@ -38,9 +38,3 @@ def test_pages_of_the_site_link_to_each_other_only() -> None:
                 if not target.is_relative_to(docs):
                     wrong.append(f"{page.relative_to(ROOT)}: {link}")
     assert not wrong, "\n".join(wrong)
-
-
-def test_no_page_names_a_package_registry() -> None:
-    registry = "py" + "pi."
-    wrong = [page for page in pages() if registry in page.read_text().lower()]
-    assert not wrong
