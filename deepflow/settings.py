@@ -224,9 +224,9 @@ class Settings(BaseSettings):
     )
     preload: str = Field(
         "",
-        description="Modules that an embedded cluster's workers have imported when they start, "
-        "beside Prefect, Dask and what the starting process uses: names with commas between; "
-        "off: each worker imports all for itself. On Linux.",
+        description="Modules that workers of an embedded cluster have imported when they start, "
+        "beside Prefect, Dask and those of the starting process: names with commas between them. "
+        "off: each worker imports everything itself. On Linux.",
     )
     worker_silence_s: float = Field(
         60.0,

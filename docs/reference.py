@@ -89,9 +89,9 @@ def settings_page() -> str:
     ]
     for name, field in Settings.model_fields.items():
         default = field.default
-        shown = "none" if default is None else f"`{str(default).lower()}`"
-        if not isinstance(default, bool):
-            shown = "none" if default is None else f"`{default}`"
+        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        if default in (None, ""):
+            shown = "none"
         parts.append(f"## {name}")
         parts.append(_sentence(field.description or ""))
         parts.append(

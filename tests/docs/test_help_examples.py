@@ -1,4 +1,4 @@
-"""The example at the top of each command's help runs as it stands."""
+"""The example at the top of each command's help runs, on places that there are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from distributed import LocalCluster
 from deepflow.cli import main
 from tests.docs.commands import Command, check_deepflow, commands
 from tests.docs.conftest import Reader
+
+pytestmark = pytest.mark.slow
 
 ELSEWHERE = {
     "deepflow": "tests/integration/test_demo.py runs the demo",
