@@ -75,7 +75,7 @@ class DeepflowClient(Client):
         await super()._reconnect()
 
     def submit(self, func: Any, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `Client.submit`."""
+        """As `distributed.Client.submit`; `func` may be a Prefect task."""
         if not isinstance(func, Task):
             return super().submit(func, *args, **kwargs)
         import cloudpickle
@@ -129,7 +129,7 @@ class DeepflowClient(Client):
         return future
 
     def map(self, func: Any, *iterables: Iterable[Any], **kwargs: Any) -> list[Future[Any]]:
-        """As `Client.map`."""
+        """As `distributed.Client.map`; `func` may be a Prefect task."""
         if not isinstance(func, Task):
             # Dask makes lists of them; that they have to be collections is only its annotation.
             mapped: list[Future[Any]] = super().map(func, *iterables, **kwargs)  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ def get_dask_client(
 async def get_async_dask_client(
     timeout: int | float | str | None = None, **client_kwargs: Any
 ) -> AsyncGenerator[Client, None]:
-    """As `get_dask_client`, asynchronous."""
+    """The same as `get_dask_client`, for `async with`."""
     arguments = _client_arguments(timeout, client_kwargs)
     async with Client(**arguments, asynchronous=True, set_as_default=False) as client:
         yield client

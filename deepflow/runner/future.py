@@ -32,7 +32,7 @@ _POLL_SUSPENSION_S = 1.0
 
 
 class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
-    """Stands for a task run; as `PrefectDaskFuture`, and it can be cancelled.
+    """The future of a task run. It takes the place of `PrefectDaskFuture`, and can be cancelled.
 
     `wait()` does not download the value. `result()` has small values at hand already and fetches
     large ones straight from the worker that holds them.

@@ -80,7 +80,7 @@ class BestFit(Policy):
 
 
 class EarliestFinish(Policy):
-    """EFT: the worker on which the task is expected to end first, busy or not."""
+    """Earliest finish time: the worker on which the task is expected to end first, busy or not."""
 
     name = "eft"
     looks_at: ClassVar[Literal["free", "shortlist"]] = "shortlist"
@@ -95,15 +95,16 @@ _NEAR_FIRST: Final = 0.5
 
 
 class RollingHeft(EarliestFinish):
-    """HEFT with late binding: the longest way to the end first, to the earliest finish.
+    """HEFT with late binding: the task with the longest way to the end of its job goes first, to
+    the worker where it is expected to end earliest.
 
     Source: Topcuoglu et al. 2002, with ranks renewed as run times are learned, and each decision
     made when a worker is free rather than ahead of time.
 
     Args:
-        moving: the price on inputs that a worker does not hold: that many times the task's shortest
-            run time, for all of them.
-        near_first: see `Policy.near_first`.
+        moving: The price of moving inputs. To a worker that holds none of them it is this many
+            times the task's shortest run time, and a share of that to one that holds some.
+        near_first: See `Policy.near_first`.
 
     Both were chosen by `python -m tests.benchmarks.placement`: without them more bytes move than
     under stock Dask, for no gain in time.
@@ -134,10 +135,10 @@ of which a cluster does many in a second, so that a small number would never cha
 
 
 class JobOrder(RollingHeft):
-    """Rolling HEFT within a job; between jobs the one with least work left first, with ageing.
+    """Within a job as `heft`; of several jobs, the one with least work left goes first.
 
-    The work left is divided by how often over the job could have been done in the time since it
-    came, so that a large job behind a stream of small ones still has its turn.
+    A job (a flow run) gains weight as it waits: the more often it could have been done since it
+    came, the less its work counts. So a large job behind a stream of small ones has its turn.
     """
 
     name = "srw-heft"
