@@ -35,6 +35,7 @@ _MORE: Final[dict[str, tuple[str, ...]]] = {
     "deepflow.decide.place.policy": ("Policy", "Candidates"),
     "deepflow.decide.place.fleet": ("Worker",),
     "deepflow.decide.place.task": ("Task", "Job"),
+    "deepflow.testing": ("deepflow_test_harness", "Harness"),
     "deepflow.locate.resolvers": ("Resolver",),
     "deepflow.decide.location": ("Location", "Holder"),
     "deepflow.sim.workload": ("Workload", "SimJob", "SimTask"),
@@ -59,13 +60,14 @@ _MORE: Final[dict[str, tuple[str, ...]]] = {
 }
 _NOT_CALLED: Final = {
     *("DeepflowError", "DeepflowFuture", "Settings", "Candidates", "Worker", "Task", "Job"),
-    *("Policy", "Resolver"),
+    *("Policy", "Resolver", "Harness"),
 }
 """Classes that are caught, subclassed or handed to you, so that how they are made is no affair of
 yours."""
 _INNER: Final = {"given", "nested", "settings_customise_sources", "add"}
 """Public to the rest of deepflow only."""
 _TITLES: Final = {
+    "deepflow.testing": "Testing",
     "deepflow.decide.place": "Writing a policy",
     "deepflow.locate": "Writing a resolver",
     "deepflow.decide.location": "Writing a resolver",
@@ -187,13 +189,14 @@ def errors_page() -> str:
     import deepflow.errors
     from deepflow.observe.metrics import MetricError
     from deepflow.runner.server import ServerStartError
+    from deepflow.testing import NoSuchRunError
 
     classes: list[type[BaseException]] = [
         found
         for name, found in vars(deepflow.errors).items()
         if inspect.isclass(found) and issubclass(found, BaseException) and not name.startswith("_")
     ]
-    classes += [MetricError, ServerStartError]
+    classes += [MetricError, ServerStartError, NoSuchRunError]
     parts = [
         "# Errors",
         "Everything that deepflow raises on purpose is a `DeepflowError`. Most are also an error "

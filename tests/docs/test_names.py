@@ -23,7 +23,7 @@ from tests.docs.markdown import ROOT, blocks, code_words, pages, prose
 
 OTHER_VARIABLES = {"DEEPFLOW_PICTURES", "DEEPFLOW_NAME"}
 """One that tests read, and one that stands for any setting."""
-ERRORS_ELSEWHERE = {"MetricError", "ServerStartError"}
+ERRORS_ELSEWHERE = {"MetricError", "NoSuchRunError", "ServerStartError"}
 FOLDERS = ("deepflow", "docs", "tests", "examples", "flows", "infra", "deployments")
 METRIC_PARTS = ("_bucket", "_count", "_sum")
 NO_METRICS = {"deepflow_history_", "prefect_deepflow"}
