@@ -82,14 +82,14 @@ class Page:
         if block.not_run:
             compile(block.text, block.where, "exec")
             return
-        if block.file:
+        if block.file and any(f"python {block.file}" in one.text for one in blocks(block.page)):
             return  # a command below runs it
         source = block.text
         if "with the blocks above" in block.run:
             source = self.above + source
         self.above = source
         if is_program(block):
-            path = self.folder / f"line_{block.line}.py"
+            path = self.folder / (block.file or f"line_{block.line}.py")
             path.write_text(source)
             self._run_program(path)
             return

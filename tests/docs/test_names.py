@@ -26,7 +26,7 @@ OTHER_VARIABLES = {"DEEPFLOW_PICTURES", "DEEPFLOW_NAME"}
 ERRORS_ELSEWHERE = {"MetricError", "NoSuchRunError", "ServerStartError"}
 FOLDERS = ("deepflow", "docs", "tests", "examples", "flows", "infra", "deployments")
 METRIC_PARTS = ("_bucket", "_count", "_sum")
-NO_METRICS = {"deepflow_history_", "prefect_deepflow"}
+NO_METRICS = {"deepflow_history_", "deepflow_test_harness"}
 """Beginnings of names that look like a metric's and are another thing."""
 
 each_page = pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
