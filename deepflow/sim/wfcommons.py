@@ -160,14 +160,11 @@ def _read(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as e:
-        close = nearest(str(path), BUILTIN_WORKFLOWS) if not path.suffix else None
-        meant = (
-            f"did you mean {close!r}?"
-            if close
-            else (f"give the path of a WfCommons {SCHEMA_VERSION} file, or of a folder of them")
-        )
+        advice = f"give the path of a WfCommons {SCHEMA_VERSION} file, or of a folder of them"
+        if not path.suffix and (close := nearest(str(path), BUILTIN_WORKFLOWS)):
+            advice = f"did you mean {close!r}?"
         raise ConfigurationError(
-            f"cannot read the workflow {path}: {e.strerror or e}; {meant}"
+            f"cannot read the workflow {path}: {e.strerror or e}; {advice}"
         ) from e
     if path.suffix != ".zst":
         return raw

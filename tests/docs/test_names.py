@@ -10,12 +10,14 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 
 import deepflow.errors
 from deepflow.cli import main
+from deepflow.observe.explain import ReasonKind
 from deepflow.observe.metrics import table
 from deepflow.sim import clusters
 from tests.docs.commands import VARIABLES, make_targets
@@ -162,6 +164,13 @@ def test_every_policy_has_a_line_in_the_page_of_policies() -> None:
     text = (ROOT / "docs" / "placement.md").read_text()
     told = set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE))
     assert set(policy_names()) - told == set()
+
+
+def test_every_reason_to_wait_has_a_line_in_the_page_of_placement() -> None:
+    text = (ROOT / "docs" / "placement.md").read_text()
+    section = text[text.index("### Why a task waited") : text.index("## A policy of your own")]
+    told = set(re.findall(r"^\| `([\w ]+)`", section, re.MULTILINE))
+    assert told == set(get_args(ReasonKind))
 
 
 def test_every_hint_has_a_line_in_the_page_of_hints() -> None:
