@@ -58,8 +58,6 @@ bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and b
 pictures: $(VENV)/.stamp-dev  ## make the pictures of README and docs anew, from runs now (some ten minutes)
 	$(BIN)/python -m tests.benchmarks.pictures
 
-clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 docs: $(VENV)/.stamp-dev  ## write the reference from the code and build the site into site/
 	$(BIN)/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
