@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Forecasting", "budget_s", "why_not"]
 
-SHARE: Final = 0.1
+SHARE: Final = 0.05
 """Of the time that the flow run took."""
 LEAST_S: Final = 2.0
 """Starting the process takes about that long."""

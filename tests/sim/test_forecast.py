@@ -64,7 +64,7 @@ def test_the_time_for_it_is_a_share_of_what_the_run_took() -> None:
 
 def test_short_large_and_unfinished_runs_are_left_out_with_a_word() -> None:
     assert why_not(Trail.of(ran(8, 10.0))) == ""
-    assert "less than 20 s" in why_not(Trail.of(ran(8, 1.0)))
+    assert "less than 40 s" in why_not(Trail.of(ran(8, 1.0)))
     assert "more than 5,000 tasks" in why_not(Trail.of(ran(MOST_TASKS + 1, 1.0)))
     lacking = [*ran(8, 10.0), Submitted(0.0, "b", "b", "f", "r")]
     assert "did not end well" in why_not(Trail.of(lacking))
