@@ -16,18 +16,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import dask
 import distributed  # gives its logger the level that is looked at here
 from distributed.deploy.spec import SpecCluster
 
-__all__ = ["are_dask_logs_wanted", "quiet_dask_logs", "quiet_workers"]
+__all__ = ["are_dask_logs_wanted", "quiet_dask_logs", "quiet_worker"]
 
 _LOGGER: Final = "distributed"
-_VARIABLE: Final = "DASK_LOGGING__DISTRIBUTED"
 _PREFECT_VARIABLE: Final = "PREFECT_LOGGING_EXTRA_LOGGERS"
 _own_level = logging.INFO
 """The level of Dask's logger that nobody has chosen: Dask's default, and then ours."""
@@ -65,15 +62,7 @@ def _is_a_server_of_its_own() -> bool:
     return has_server and not len(SpecCluster._instances)
 
 
-@contextmanager
-def quiet_workers() -> Iterator[None]:
-    """Worker processes that are made in the block log as quietly as this one.
-
-    They learn it from their environment, since a worker imports Dask before anything of ours.
-    """
-    if are_dask_logs_wanted():
-        yield
-        return
-    key = f"distributed.nanny.pre-spawn-environ.{_VARIABLE}"
-    with dask.config.set({key: "warning"}):
-        yield
+def quiet_worker() -> None:
+    """As `quiet_dask_logs`, in a worker whose driver has started it and wants it quiet."""
+    if not are_dask_logs_wanted():
+        logging.getLogger(_LOGGER).setLevel(logging.WARNING)

@@ -31,7 +31,7 @@ from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.guard import refuse_unguarded_script
 from deepflow.backend.clusters.local import UnlikeWorkersCluster, local_cluster
-from deepflow.backend.dask_logs import quiet_workers
+from deepflow.backend.dask_logs import are_dask_logs_wanted
 from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
 from deepflow.backend.transport import is_auto, pick_now, reach_now
@@ -275,6 +275,7 @@ class Session:
             transfer_options(self.settings),
             tier_options(self.settings),
             shows_successes=are_successes_wanted(self.cluster),
+            is_quiet=self._is_here() and not are_dask_logs_wanted(),
         )
         self.client.register_plugin(plugin)
         self.client.register_plugin(ReportDeaths())
@@ -289,8 +290,11 @@ class Session:
 
     def _has_dashboard(self) -> bool:
         """Whether a page is at the dashboard's address: Dask needs bokeh to draw it."""
-        is_here = isinstance(self.cluster, distributed.LocalCluster | UnlikeWorkersCluster)
-        return not is_here or find_spec("bokeh") is not None
+        return not self._is_here() or find_spec("bokeh") is not None
+
+    def _is_here(self) -> bool:
+        """Whether the cluster is one whose workers this process has started on its machine."""
+        return isinstance(self.cluster, distributed.LocalCluster | UnlikeWorkersCluster)
 
     def _place(self) -> None:
         """Hand placement to the plugin, unless Dask is to do it."""
@@ -329,8 +333,7 @@ class Session:
         name = to_qualified_name(make)
         self.logger.info(f"Creating a new Dask cluster with `{name}`")
         try:
-            with quiet_workers():
-                return self._stack.enter_context(make(**config.cluster_kwargs))
+            return self._stack.enter_context(make(**config.cluster_kwargs))
         except Exception:
             self.logger.error(f"Failed to create {name} cluster: ", exc_info=True)
             raise

@@ -46,6 +46,7 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         tiers: TierOptions | None = None,
         *,
         shows_successes: bool = True,
+        is_quiet: bool = False,
     ) -> None:
         self.driver = driver
         """`host:pid` of the process that registered it: there, Prefect's services go on."""
@@ -55,6 +56,8 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         """Where they go when they outgrow the memory; None: where Dask puts them."""
         self.shows_successes = shows_successes
         """Whether the driver's terminal gets a line for each task run that is Completed."""
+        self.is_quiet = is_quiet
+        """Whether Dask logs nothing below WARNING in a worker process, unless it is set up to."""
 
     async def setup(self, worker: Worker) -> None:
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
@@ -66,12 +69,15 @@ class DeepflowWorkerPlugin(WorkerPlugin):
             # garbage: for seconds on a busy machine, while a nanny waits for four and then kills.
             atexit.unregister(gc.freeze)
             atexit.register(gc.freeze)
+        from deepflow.backend.dask_logs import quiet_worker
         from deepflow.intermediates import registration
         from deepflow.intermediates.parcel import Parcel, lay_on_disk
         from deepflow.observe import metrics
         from deepflow.runner.console import leave_out_successes
         from deepflow.runner.wire import Outcomes
 
+        if self.is_quiet and this_process() != self.driver:
+            quiet_worker()
         if not self.shows_successes and this_process() != self.driver:
             leave_out_successes()
         registration.register(Outcomes, Parcel)

@@ -127,7 +127,7 @@ def test_a_short_run_is_told_how_to_find_that_out(
 ) -> None:
     run_on(fresh, body).result()
     told = report_of_only_run(state_dir, api)
-    assert "(a run of less than 20 s is not made to wait for it): `deepflow replay " in told
+    assert "(a run of less than 40 s is not made to wait for it): `deepflow replay " in told
     assert "--policy stock,srw-heft`" in told
 
 

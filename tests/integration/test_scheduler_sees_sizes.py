@@ -138,7 +138,7 @@ def test_a_worker_with_more_results_than_memory_spills_them_and_lives() -> None:
     by_sizes_alone = {f"{memory}.spill": False, f"{memory}.pause": False}
     with (
         dask.config.set(by_sizes_alone),
-        local_cluster([small]) as cluster,
+        local_cluster([small], imported=None) as cluster,  # it has no memory for what others use
         Client(cluster) as client,
     ):
         client.run(registration.register)

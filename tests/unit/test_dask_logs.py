@@ -14,7 +14,7 @@ import pytest
 from distributed.deploy.spec import SpecCluster
 
 from deepflow.backend import dask_logs
-from deepflow.backend.dask_logs import are_dask_logs_wanted, quiet_dask_logs, quiet_workers
+from deepflow.backend.dask_logs import are_dask_logs_wanted, quiet_dask_logs, quiet_worker
 
 RUNNER = "from deepflow import DeepflowTaskRunner"
 ASK = 'import logging; print(logging.getLogger("distributed.scheduler").getEffectiveLevel())'
@@ -130,16 +130,9 @@ def test_a_worker_that_somebody_started_logs_as_dask_does(
     assert dask_logger.level == logging.WARNING
 
 
-def test_workers_of_an_embedded_cluster_learn_it_from_their_environment(
-    dask_logger: logging.Logger,
-) -> None:
-    def environment() -> dict[str, str]:
-        found: dict[str, str] = dask.config.get("distributed.nanny.pre-spawn-environ")
-        return found
-
-    with quiet_workers():
-        assert environment()["DASK_LOGGING__DISTRIBUTED"] == "warning"
-    assert "DASK_LOGGING__DISTRIBUTED" not in environment()
+def test_a_worker_is_quiet_unless_it_is_set_up_to_log(dask_logger: logging.Logger) -> None:
+    quiet_worker()
+    assert dask_logger.level == logging.WARNING
     dask_logger.setLevel(logging.DEBUG)
-    with quiet_workers():
-        assert "DASK_LOGGING__DISTRIBUTED" not in environment()
+    quiet_worker()
+    assert dask_logger.level == logging.DEBUG

@@ -23,7 +23,7 @@ from distributed.system import MEMORY_LIMIT
 
 from deepflow.backend.clusters import warm
 from deepflow.backend.clusters.guard import refuse_unguarded_script
-from deepflow.backend.dask_logs import are_dask_logs_wanted, quiet_workers
+from deepflow.backend.dask_logs import are_dask_logs_wanted
 from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
 from deepflow.hints import in_binary_bytes
@@ -119,13 +119,6 @@ def local_cluster(
     if imported is not None and warm.is_possible():
         warm.preload(imported)
         nanny = warm.WarmNanny
-    with quiet_workers():
-        return _made(classes, nanny, cluster_kwargs)
-
-
-def _made(
-    classes: Sequence[WorkerClass] | None, nanny: type[Nanny], cluster_kwargs: dict[str, Any]
-) -> LocalCluster | UnlikeWorkersCluster:
     if classes is None:
         shape = _machine_shape(cluster_kwargs)
         if cluster_kwargs.get("processes") is not False and not cluster_kwargs.get("worker_class"):
