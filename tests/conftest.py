@@ -7,6 +7,7 @@ files that take longest begin first, so that no process is left alone with one a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterator
 
@@ -81,3 +82,15 @@ def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DEEPFLOW_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         assert os.environ["DEEPFLOW_STATE_DIR"]
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_is_at_first() -> None:
+    """Let no test see what another did to logging: Prefect and Dask set it up for a process."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    for name, logger in list(root.manager.loggerDict.items()):
+        if name.partition(".")[0] == "deepflow" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
