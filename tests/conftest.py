@@ -7,15 +7,14 @@ files that take longest begin first, so that no process is left alone with one a
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Generator, Iterator
 
-import distributed.deploy.local
 import pytest
 from hypothesis import settings
 
-from deepflow.backend.clusters import warm
 from tests.serving import api, server
 from tests.side_by_side import pytest_xdist_make_scheduler
 
@@ -41,6 +40,22 @@ IN_WORKERS = ("numpy", "pandas", "pyarrow", "scipy", "torch", "prefect_dask")
 """Modules that workers have loaded when they start. Not polars: it does not stand being forked."""
 
 
+def _import_dask() -> None:
+    """Import Dask while the root logger has a handler.
+
+    Otherwise Dask takes its log lines to a handler of its own. pytest then hangs its handlers
+    there, too, and a cluster with `silence_logs` silences them for the tests of everything else.
+    """
+    passing = logging.NullHandler()
+    logging.getLogger().addHandler(passing)
+    importlib.import_module("distributed.deploy.local")
+    logging.getLogger().removeHandler(passing)
+
+
+# Before the conftest of any folder imports it.
+_import_dask()
+
+
 def pytest_configure() -> None:
     """Let the processes that run side by side name their tests alike, also those made of sets.
 
@@ -48,6 +63,10 @@ def pytest_configure() -> None:
     spawn one costs seconds of the processor for its imports.
     """
     os.environ.setdefault("PYTHONHASHSEED", "0")
+    import distributed.deploy.local
+
+    from deepflow.backend.clusters import warm
+
     if warm.is_possible():
         warm.preload(IN_WORKERS)
         distributed.deploy.local.Nanny = warm.WarmNanny  # type: ignore[misc]
@@ -82,15 +101,3 @@ def _state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DEEPFLOW_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         assert os.environ["DEEPFLOW_STATE_DIR"]
         yield
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_it_is_at_first() -> None:
-    """Let no test see what another did to logging: Prefect and Dask set it up for a process."""
-    root = logging.getLogger()
-    root.setLevel(logging.WARNING)
-    logging.disable(logging.NOTSET)
-    for name, logger in list(root.manager.loggerDict.items()):
-        if name.partition(".")[0] == "deepflow" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
