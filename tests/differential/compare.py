@@ -19,6 +19,8 @@ _SETTLE_S = 20.0
 _TRIES = 4
 _STILL_S = 1.5
 """Records that have not changed for so long will not."""
+_OPEN_S = 6.0
+"""As long, where some say that something is still to come."""
 CASE_TAG = "case:"
 
 
@@ -34,8 +36,14 @@ class Record(NamedTuple):
     """By parameter: the tasks that the UI draws an edge from."""
 
 
-def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, ...]]:
-    """A flow run's task runs by the tag of their case, once they stay as they are."""
+def read_records(
+    api: Api, flow_run_id: UUID | str, *, may_stay_open: bool = False
+) -> dict[str, tuple[Record, ...]]:
+    """A flow run's task runs by the tag of their case, once they stay as they are.
+
+    `may_stay_open`: the runner is one that leaves some open for good, so they are waited for only
+    while the server still records something.
+    """
     end_s = time.monotonic() + _SETTLE_S
     before: Any = None
     since_s = time.monotonic()
@@ -46,7 +54,8 @@ def read_records(api: Api, flow_run_id: UUID | str) -> dict[str, tuple[Record, .
         now_s = time.monotonic()
         if state != before:
             before, since_s = state, now_s
-        if (is_over and now_s - since_s > _STILL_S) or now_s > end_s:
+        needed_s = _STILL_S if is_over else _OPEN_S if may_stay_open else _SETTLE_S
+        if now_s - since_s > needed_s or now_s > end_s:
             break
         time.sleep(0.5)
     names = {run["id"]: _NUMBERED.sub("", run["name"]) for run in runs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["each", "ended", "tell"]
+__all__ = ["each", "ended", "tell", "together"]
 
 
 def tell(call: Callable[[], Any]) -> Any:
@@ -26,3 +26,14 @@ def ended(future: Any, timeout_s: float = 30.0) -> str:
     future.wait(timeout_s)
     state = future.state
     return state.name if state.is_final() or state.name == "NotReady" else f"still {state.name}"
+
+
+def together(kinds: Iterable[str], submit: Callable[[str], Any]) -> dict[str, Any]:
+    """As `each`, of the runs that `submit` submits: all are submitted before one is waited for."""
+    futures: dict[str, Any] = {}
+
+    def submitted(kind: str) -> None:
+        futures[kind] = submit(kind)
+
+    refused = each(kinds, submitted)
+    return each(kinds, lambda kind: refused[kind] or futures[kind].result())

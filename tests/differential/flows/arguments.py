@@ -14,7 +14,7 @@ import torch
 from prefect import task, unmapped
 
 from tests.differential.cases import BOTH, LARGE, case
-from tests.differential.told import each, tell
+from tests.differential.told import each, tell, together
 
 
 @dataclasses.dataclass
@@ -246,7 +246,7 @@ def two_equal_arguments_are_two_objects(n):
         write(kind, a)
         return [write(kind, b) - 1, a is not b]
 
-    return each(KINDS, lambda k: two.submit(k, MAKE[k](n), MAKE[k](n)).result())
+    return together(KINDS, lambda k: two.submit(k, MAKE[k](n), MAKE[k](n)))
 
 
 @case(of_each(SOME, [0, True]), sizes=BOTH)
@@ -256,7 +256,7 @@ def two_equal_values_in_one_argument_are_two_objects(n):
         write(kind, box["a"])
         return [write(kind, box["b"][0]) - 1, box["a"] is not box["b"][0]]
 
-    return each(SOME, lambda k: two.submit(k, {"a": MAKE[k](n), "b": [MAKE[k](n)]}).result())
+    return together(SOME, lambda k: two.submit(k, {"a": MAKE[k](n), "b": [MAKE[k](n)]}))
 
 
 @case(of_each(KINDS, [2, True]), sizes=BOTH)
@@ -268,9 +268,9 @@ def one_object_in_two_arguments_stays_one(n):
 
     def look(k):
         value = MAKE[k](n)
-        return two.submit(k, value, {"b": value}).result()
+        return two.submit(k, value, {"b": value})
 
-    return each(KINDS, look)
+    return together(KINDS, look)
 
 
 @case(of_each(SOME, [2, True]), sizes=BOTH)
@@ -281,7 +281,7 @@ def one_result_in_two_arguments_stays_one(n):
         return [write(kind, box["b"]), a is box["b"]]
 
     made = {k: make.submit(k, n) for k in SOME}
-    return each(SOME, lambda k: two.submit(k, made[k], {"b": made[k]}).result())
+    return together(SOME, lambda k: two.submit(k, made[k], {"b": made[k]}))
 
 
 @case(of_each(SOME, [1, 1]), sizes=BOTH)
