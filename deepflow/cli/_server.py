@@ -13,7 +13,6 @@ __all__ = ["NoServerError", "Recorded", "recorded"]
 _PATIENCE_S: Final = 2.0
 _PAGE: Final = 200
 """The most that Prefect's server tells at once."""
-_REPORT_KEY: Final = "deepflow-placement"
 
 
 class NoServerError(DeepflowError, RuntimeError):
@@ -47,6 +46,8 @@ def recorded(runs: Sequence[str]) -> dict[str, Recorded]:
         temporary_settings,
     )
 
+    from deepflow.observe.artifact import REPORT_KEY
+
     url = PREFECT_API_URL.value()
     if not url:
         raise NoServerError("PREFECT_API_URL is not set")
@@ -71,7 +72,7 @@ def recorded(runs: Sequence[str]) -> dict[str, Recorded]:
                 "/artifacts/filter",
                 json={
                     "artifacts": {
-                        "key": {"any_": [_REPORT_KEY]},
+                        "key": {"any_": [REPORT_KEY]},
                         "flow_run_id": {"any_": ids},
                     },
                     "limit": _PAGE,

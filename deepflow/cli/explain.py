@@ -294,7 +294,7 @@ def _tell_moves(moves: Sequence[Moved]) -> None:
     if not moves:
         return
     print_table(
-        "Results on their ways",
+        "Results that moved",
         ("results of", "n", "in memory", "sent", "shared", "took", "codecs: ratio"),
         (
             (

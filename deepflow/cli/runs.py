@@ -69,16 +69,7 @@ def command(limit: int, flow: str | None, state: str | None, is_wide: bool, is_j
         wanted = f" of flow {flow}" if flow is not None else ""
         wanted += f" in state {state}" if state is not None else ""
         click.echo(f"No flow run{wanted} has left a journal in {folder}")
-        if flow is not None and flows - {flow}:
-            close = nearest(flow, sorted(flows))
-            say(f"Did you mean {close}?" if close else f"There are: {', '.join(sorted(flows))}.")
-        elif states:
-            say(f"There are: {', '.join(f'{n:,} {name}' for name, n in states.most_common())}.")
-        elif flow is None:
-            say(
-                "Run a flow with DeepflowTaskRunner (`deepflow demo --size tiny` is one), or name "
-                "the folder of another machine or user with DEEPFLOW_STATE_DIR."
-            )
+        _tell_what_there_is(flow, flows, states)
         return
     _tell(runs, known, is_wide=is_wide)
     reports = (known[run.run].report_url for run in runs if run.run in known)
@@ -88,6 +79,20 @@ def command(limit: int, flow: str | None, state: str | None, is_wide: bool, is_j
     if why:
         say(f"Without states and reports: {why}.")
     click.echo(f"Journals: {folder}")  # never folded, as all paths
+
+
+def _tell_what_there_is(flow: str | None, flows: set[str], states: Counter[str]) -> None:
+    """Where nothing is as wanted: what is near to it, or what to do."""
+    if flow is not None and flows - {flow}:
+        close = nearest(flow, sorted(flows))
+        say(f"Did you mean {close}?" if close else f"There are: {', '.join(sorted(flows))}.")
+    elif states:
+        say(f"There are: {', '.join(f'{n:,} {name}' for name, n in states.most_common())}.")
+    elif flow is None:
+        say(
+            "Run a flow with DeepflowTaskRunner (`deepflow demo --size tiny` is one), or name the "
+            "folder of another machine or user with DEEPFLOW_STATE_DIR."
+        )
 
 
 def _is_of(run: RunRecord, flow: str, flows: set[str]) -> bool:

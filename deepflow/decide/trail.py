@@ -176,6 +176,22 @@ class WorkerTrail:
         return sum(max(0.0, b - a) for a, b in spans)
 
 
+def count_task_runs(groups: Iterable[tuple[Iterable[str], int]]) -> int:
+    """How many task runs are in these tasks of Dask's.
+
+    Of each task: the ids of the runs in it, none where the log does not tell, and how many there
+    are. A run that a worker gave back is in the task that it was sent with again, too, and counts
+    once; without ids it counts twice.
+    """
+    known: set[str] = set()
+    n_nameless = 0
+    for ids, n_runs in groups:
+        seen = set(ids)
+        known |= seen
+        n_nameless += 0 if seen else n_runs
+    return len(known) + n_nameless
+
+
 @dataclass(frozen=True, slots=True)
 class RunTrail:
     """What became of one flow run (a job)."""

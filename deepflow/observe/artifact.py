@@ -40,7 +40,10 @@ from deepflow.observe.gantt import (
     waiting_over_time,
 )
 
-__all__ = ["Forecast", "Replay", "compact_svg", "flow_report_markdown"]
+__all__ = ["REPORT_KEY", "Forecast", "Replay", "compact_svg", "flow_report_markdown"]
+
+REPORT_KEY: Final = "deepflow-placement"
+"""The key of the report among a flow run's artifacts."""
 
 _MAX_NAMED_WORKERS: Final = 8
 """With more workers, rows have no name of their own."""

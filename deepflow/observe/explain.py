@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from deepflow.decide.events import Candidate, CodecChoice, Moved, RunNamed
 from deepflow.decide.place.binder import ALL_BUSY
-from deepflow.decide.trail import TaskTrail, Trail
+from deepflow.decide.trail import TaskTrail, Trail, count_task_runs
 from deepflow.errors import JournalError, nearest
 from deepflow.observe.journal import match_runs
 
@@ -213,17 +213,8 @@ def _summary(trail: Trail, name: str, tasks: Sequence[TaskTrail]) -> TaskSummary
 
 
 def n_task_runs(tasks: Iterable[TaskTrail]) -> int:
-    """How many task runs are in these tasks.
-
-    A run that a worker gave back is in the task that it was sent with again, too, and counts once;
-    where the log has no names, it counts twice.
-    """
-    ids: set[str] = set()
-    n_nameless = 0
-    for task in tasks:
-        ids.update(run_id for run_id, _ in task.runs)
-        n_nameless += 0 if task.runs else task.n_runs
-    return len(ids) + n_nameless
+    """How many task runs are in these tasks, as `count_task_runs` counts them."""
+    return count_task_runs(((run_id for run_id, _ in task.runs), task.n_runs) for task in tasks)
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

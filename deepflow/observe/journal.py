@@ -26,6 +26,7 @@ import orjson
 import zstandard
 
 from deepflow.decide.events import Event, RunNamed, Submitted, WorkerJoined, WorkerLeft
+from deepflow.decide.trail import count_task_runs
 from deepflow.errors import JournalError, nearest
 from deepflow.observe.text import to_json
 
@@ -388,13 +389,7 @@ _NEEDED: Final = (b'{"RunNamed"', b'{"Submitted"', b'{"Finished"', b'{"TasksName
 
 
 def _n_task_runs(told: _Told, keys: Iterable[str]) -> int:
-    """As `observe.explain.n_task_runs`: one that was sent twice counts once."""
-    ids: set[str] = set()
-    n_nameless = 0
-    for key in keys:
-        ids.update(told.ids.get(key, ()))
-        n_nameless += 0 if told.ids.get(key) else told.n_runs[key]
-    return len(ids) + n_nameless
+    return count_task_runs((told.ids.get(key, ()), told.n_runs[key]) for key in keys)
 
 
 def _record(path: Path, run: str, told: _Told, is_real: bool) -> RunRecord:

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import logging
 
-from distributed import LocalCluster
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import get_current_settings
 
-from deepflow.backend.clusters.local import UnlikeWorkersCluster
+from deepflow.backend.clusters.local import is_local
 
 __all__ = ["are_successes_wanted", "leave_out_successes"]
 
@@ -41,7 +40,7 @@ def are_successes_wanted(cluster: object) -> bool:
     They are where somebody has configured what Prefect logs in this process, and where `cluster`
     does not start its workers on this machine (None: it is known by its address alone).
     """
-    if not isinstance(cluster, LocalCluster | UnlikeWorkersCluster):
+    if not is_local(cluster):
         return True
     settings = get_current_settings()
     return "level" in settings.logging.model_fields_set or settings.logging.config_path.exists()

@@ -28,7 +28,7 @@ from deepflow.decide.place.registry import STOCK
 from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
 from deepflow.observe import history, metrics
-from deepflow.observe.artifact import Forecast, Replay, flow_report_markdown
+from deepflow.observe.artifact import REPORT_KEY, Forecast, Replay, flow_report_markdown
 from deepflow.observe.explain import in_seconds, n_task_runs
 from deepflow.observe.journal import JournalWriter
 from deepflow.observe.text import clean
@@ -46,8 +46,6 @@ __all__ = ["Placing"]
 _MAX_JOURNALS = 100
 _MAX_IN_ARTIFACT = 50_000
 OFF = "off"
-KEY = "deepflow-placement"
-"""The key of the report among a flow run's artifacts."""
 
 
 class Placing:
@@ -257,7 +255,7 @@ class Placing:
         with get_client(sync_client=True) as api:
             return api.create_artifact(
                 ArtifactCreate(
-                    key=KEY,
+                    key=REPORT_KEY,
                     type="markdown",
                     description="Where this flow run's tasks ran, and what they waited for.",
                     data=clean(report, "artifact"),
@@ -306,7 +304,7 @@ class Placing:
         if is_kept:
             ways.append(f"`deepflow explain {shlex.quote(flow_run.name)}`")
         if self._settings.artifact:
-            ways.append(f"artifact {KEY} in the UI")
+            ways.append(f"artifact {REPORT_KEY} in the UI")
         n = n_task_runs(trail.tasks.values())
         n_workers = len(trail.workers)
         self._logger.info(

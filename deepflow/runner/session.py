@@ -30,7 +30,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from prefect.utilities.importtools import to_qualified_name
 
 from deepflow.backend.clusters.guard import refuse_unguarded_script
-from deepflow.backend.clusters.local import UnlikeWorkersCluster, local_cluster
+from deepflow.backend.clusters.local import is_local, local_cluster
 from deepflow.backend.dask_logs import are_dask_logs_wanted
 from deepflow.backend.scheduler_plugin import INTRODUCE, ReportDeaths
 from deepflow.backend.tls import security_of
@@ -275,7 +275,7 @@ class Session:
             transfer_options(self.settings),
             tier_options(self.settings),
             shows_successes=are_successes_wanted(self.cluster),
-            is_quiet=self._is_here() and not are_dask_logs_wanted(),
+            is_quiet=is_local(self.cluster) and not are_dask_logs_wanted(),
         )
         self.client.register_plugin(plugin)
         self.client.register_plugin(ReportDeaths())
@@ -290,11 +290,7 @@ class Session:
 
     def _has_dashboard(self) -> bool:
         """Whether a page is at the dashboard's address: Dask needs bokeh to draw it."""
-        return not self._is_here() or find_spec("bokeh") is not None
-
-    def _is_here(self) -> bool:
-        """Whether the cluster is one whose workers this process has started on its machine."""
-        return isinstance(self.cluster, distributed.LocalCluster | UnlikeWorkersCluster)
+        return not is_local(self.cluster) or find_spec("bokeh") is not None
 
     def _place(self) -> None:
         """Hand placement to the plugin, unless Dask is to do it."""

@@ -162,7 +162,7 @@ def test_35_tasks_are_explained_in_less_than_60_lines_of_80_columns(tmp_path: Pa
     assert any(re.match(r"step-3-.* ×300 ", row) for row in rows)
     assert any("1" in row for row in rows if row.startswith("step-0 "))
     whole = deepflow("explain", path, "--wide").output
-    assert "Results on their ways" in whole
+    assert "Results that moved" in whole
     assert "in the queue of " in whole
 
 

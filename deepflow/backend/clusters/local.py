@@ -28,7 +28,7 @@ from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
 from deepflow.hints import in_binary_bytes
 
-__all__ = ["MAX_PROCESSES", "UnlikeWorkersCluster", "local_cluster"]
+__all__ = ["MAX_PROCESSES", "UnlikeWorkersCluster", "is_local", "local_cluster"]
 
 MAX_PROCESSES: Final = 8
 """The most worker processes of the cluster made for this machine."""
@@ -85,6 +85,11 @@ class UnlikeWorkersCluster(_Patient):
             "adaptive scaling (adapt_kwargs) does not know worker classes; "
             "leave out adapt_kwargs or the classes"
         )
+
+
+def is_local(cluster: object) -> bool:
+    """Whether it is a cluster object of this process that starts its workers on this machine."""
+    return isinstance(cluster, LocalCluster | UnlikeWorkersCluster)
 
 
 def local_cluster(
