@@ -14,6 +14,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_HOME,
     PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
     temporary_settings,
@@ -41,6 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
                 PREFECT_HOME: home / "client",
                 PREFECT_API_URL: running.api_url,
                 PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
+                # With heartbeats the end of each flow run waits for up to a second.
+                PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
             }
         ):
             yield running

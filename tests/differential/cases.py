@@ -28,7 +28,7 @@ __all__ = [
     "script",
 ]
 
-SMALL, LARGE = 10, 40_000
+SMALL, LARGE = 10, 20_000
 BOTH = (SMALL, LARGE)
 """Numbers of elements: as 8-byte numbers, far below and far above what is sent apart."""
 

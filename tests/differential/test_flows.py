@@ -19,6 +19,9 @@ from tests.integration.api import Api
 
 CASES = listed()
 
+pytestmark = pytest.mark.timeout(900)
+"""A chapter runs within its first test, and `run_chapter` itself ends a case that hangs."""
+
 
 class Outcomes:
     """The outcomes of chapters under settings, each run when first asked for."""
