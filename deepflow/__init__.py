@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from deepflow.errors import DeepflowError
     from deepflow.locate.resolvers import register_resolver
     from deepflow.locate.shards import Shard, shards
-    from deepflow.runner.caching import CONTENT
-    from deepflow.runner.client import DeepflowClient, get_async_dask_client, get_dask_client
-    from deepflow.runner.future import DeepflowFuture
-    from deepflow.runner.serializer import DeepflowSerializer
+    from deepflow.runner.driver.client import DeepflowClient, get_async_dask_client, get_dask_client
+    from deepflow.runner.driver.future import DeepflowFuture
+    from deepflow.runner.results.caching import CONTENT
+    from deepflow.runner.results.serializer import DeepflowSerializer
     from deepflow.runner.server import EmbeddedServer
     from deepflow.runner.task_runner import DeepflowTaskRunner
     from deepflow.settings import Settings
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CONTENT": "deepflow.runner.caching",
-    "DeepflowClient": "deepflow.runner.client",
+    "CONTENT": "deepflow.runner.results.caching",
+    "DeepflowClient": "deepflow.runner.driver.client",
     "DeepflowError": "deepflow.errors",
-    "DeepflowFuture": "deepflow.runner.future",
-    "DeepflowSerializer": "deepflow.runner.serializer",
+    "DeepflowFuture": "deepflow.runner.driver.future",
+    "DeepflowSerializer": "deepflow.runner.results.serializer",
     "DeepflowTaskRunner": "deepflow.runner.task_runner",
     "EmbeddedServer": "deepflow.runner.server",
     "Settings": "deepflow.settings",
     "Shard": "deepflow.locate.shards",
     "WorkerClass": "deepflow.decide.model",
-    "get_async_dask_client": "deepflow.runner.client",
-    "get_dask_client": "deepflow.runner.client",
+    "get_async_dask_client": "deepflow.runner.driver.client",
+    "get_dask_client": "deepflow.runner.driver.client",
     "register_resolver": "deepflow.locate.resolvers",
     "shards": "deepflow.locate.shards",
 }

@@ -65,7 +65,7 @@ def convert_command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from deepflow.runner.converting import Folder, convert
+    from deepflow.runner.results.converting import Folder, convert
 
     folder = Folder(source, said)
     if not folder.exists():

@@ -1,14 +1,20 @@
-"""The record of a task run that has not begun: built on the worker, or on the driver for a run
-that no worker will ever speak for (cancelled in the queue, lost with its workers)."""
+"""The record of a task run: made before it begins, and taken from state to state.
+
+That is done on the worker, or on the driver for a run that no worker will ever speak for (cancelled
+in the queue, lost with its workers).
+"""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from prefect._internal.result_records import ResultRecord
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State, StateDetails, TaskRunPolicy
 from prefect.states import Pending
+from prefect.utilities.engine import link_state_to_task_run_result
 
 from deepflow.observe.text import clean
 
@@ -56,3 +62,29 @@ def new_task_run(
         created=now,
         updated=now,
     )
+
+
+def advance(task_run: TaskRun, state: State[Any]) -> State[Any]:
+    """Put `task_run` in `state` and keep its denormalized fields; returns the state before."""
+    last = task_run.state
+    assert last is not None
+    if state.timestamp <= last.timestamp:
+        # The server keeps the newest; two states of a run must not share a timestamp.
+        state.timestamp = last.timestamp + timedelta(microseconds=1)
+    state.state_details.task_run_id = task_run.id
+    state.state_details.flow_run_id = task_run.flow_run_id
+    task_run.state = state
+    task_run.state_id = state.id
+    task_run.state_type = state.type
+    task_run.state_name = state.name
+    if last.is_running():
+        task_run.total_run_time += state.timestamp - last.timestamp
+    if state.is_running():
+        task_run.run_count += 1
+    if state.is_final():
+        if task_run.start_time and not task_run.end_time:
+            # Prefect annotates one moment as `datetime` in a state and as `DateTime` in a run.
+            task_run.end_time = state.timestamp  # type: ignore[assignment]
+        value = state.data.result if isinstance(state.data, ResultRecord) else state.data
+        link_state_to_task_run_result(state, value)
+    return last

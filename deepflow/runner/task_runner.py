@@ -26,15 +26,16 @@ from deepflow.backend.dask_logs import quiet_dask_logs
 from deepflow.decide.model import WorkerClass
 from deepflow.decide.place.policy import Policy
 from deepflow.errors import DeepflowError, GeneratorTaskError
-from deepflow.runner.call import Call
-from deepflow.runner.checks import check_names
-from deepflow.runner.config import RunnerConfig
-from deepflow.runner.future import DeepflowFuture, DeepflowFutureList
-from deepflow.runner.serializer import (
+from deepflow.runner.driver.call import Call
+from deepflow.runner.driver.checks import check_names
+from deepflow.runner.driver.config import RunnerConfig
+from deepflow.runner.driver.future import DeepflowFuture, DeepflowFutureList
+from deepflow.runner.driver.session import Session, session_on_worker
+from deepflow.runner.driver.transactions import remark_on, take_part
+from deepflow.runner.results.serializer import (
     DeepflowSerializer as DeepflowSerializer,  # Prefect knows it now
 )
-from deepflow.runner.session import Session, nested_session
-from deepflow.runner.transactions import remark_on, take_part
+from deepflow.runner.worker.side import WORKER_SIDE
 
 if TYPE_CHECKING:
     from distributed.deploy.cluster import Cluster
@@ -246,8 +247,8 @@ class DeepflowTaskRunner(TaskRunner[Any]):
         except ValueError:
             worker = None
         if worker is not None and self._events_topic is not None:
-            return nested_session(self.config, self._events_topic, self.logger)
-        return Session(self.config, self.logger)
+            return session_on_worker(self.config, self._events_topic, self.logger, WORKER_SIDE)
+        return Session(self.config, self.logger, WORKER_SIDE)
 
     def cancel_all(self) -> None:
         """Cancel everything submitted through this runner or a duplicate of it."""

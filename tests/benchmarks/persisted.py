@@ -26,8 +26,8 @@ from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore
 from prefect.serializers import PickleSerializer
 
-from deepflow.runner.serializer import DeepflowSerializer
-from deepflow.runner.storage import DeepflowResultStore
+from deepflow.runner.results.serializer import DeepflowSerializer
+from deepflow.runner.results.storage import DeepflowResultStore
 
 WANTED_BYTES = 0.25
 WANTED_SPEED = {"numeric": 4.0, "frame": 2.0, "json": 2.0}

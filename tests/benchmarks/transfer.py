@@ -189,7 +189,8 @@ def measure_link(arguments: argparse.Namespace) -> dict[str, Any]:
     from distributed import Client
 
     from deepflow.backend.transfer.install import Options
-    from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
+    from deepflow.runner.options import this_process
+    from deepflow.runner.worker.plugin import DeepflowWorkerPlugin
     from tests.benchmarks._links import LEFT, RIGHT, sent_bytes
     from tests.benchmarks._ray import on_links
 

@@ -16,7 +16,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelling
 
 from deepflow import DeepflowTaskRunner
-from deepflow.runner import watching
+from deepflow.runner.driver import watching
 from tests.integration.api import Api
 from tests.integration.notes import await_note, names, note
 from tests.integration.parity import run_on

@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 
 from deepflow.backend import scheduler_plugin
-from deepflow.runner import left_behind
+from deepflow.runner.driver import left_behind
 from tests.integration.api import Api
 from tests.integration.notes import names, until
 
@@ -82,7 +82,7 @@ def kill_a_driver(
 
 def kept_for_drivers(dask_worker: Any) -> tuple[int, int]:
     """How many contexts and drivers a worker keeps something for."""
-    from deepflow.runner.agent import agent_of
+    from deepflow.runner.worker.agent import agent_of
 
     agent = agent_of(dask_worker)
     return len(agent._contexts), len(agent._drivers)

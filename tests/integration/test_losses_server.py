@@ -18,7 +18,7 @@ from prefect.settings import (
 
 from deepflow import DeepflowTaskRunner, EmbeddedServer, hints
 from deepflow.observe import metrics
-from deepflow.runner import server_link
+from deepflow.runner.driver import server_link
 from tests.integration.api import Api
 from tests.integration.losses import (
     Heard,

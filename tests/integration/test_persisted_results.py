@@ -15,8 +15,8 @@ from prefect.serializers import PickleSerializer
 
 from deepflow import CONTENT, DeepflowSerializer
 from deepflow.intermediates.stored import is_record
-from deepflow.runner.converting import Folder, convert
-from deepflow.runner.storage import DeepflowResultStore
+from deepflow.runner.results.converting import Folder, convert
+from deepflow.runner.results.storage import DeepflowResultStore
 from tests.integration.api import Api
 from tests.integration.notes import names, note
 from tests.integration.parity import run_on

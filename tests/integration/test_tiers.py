@@ -17,7 +17,8 @@ from deepflow import DeepflowTaskRunner
 from deepflow.backend.tiers import TierOptions, install_tiers, tiers_of
 from deepflow.backend.transfer.install import Options
 from deepflow.intermediates.tiers import TieredStore
-from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
+from deepflow.runner.options import this_process
+from deepflow.runner.worker.plugin import DeepflowWorkerPlugin
 from tests.integration.notes import until
 
 N = 1_000_000

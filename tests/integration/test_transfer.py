@@ -15,7 +15,8 @@ from distributed import Client, LocalCluster, wait
 
 from deepflow.backend.fetch import fetch
 from deepflow.backend.transfer.install import Options, transfer_of
-from deepflow.runner.worker_plugin import DeepflowWorkerPlugin, this_process
+from deepflow.runner.options import this_process
+from deepflow.runner.worker.plugin import DeepflowWorkerPlugin
 
 N = 400_000
 Cluster = Callable[..., tuple[Client, list[str]]]

@@ -173,7 +173,7 @@ def test_a_flow_connects_by_what_passes_and_picks_again_when_that_breaks(
     said: list[str] = []
     # Not by a handler: Prefect may set up logging anew when the flow begins.
     monkeypatch.setattr(
-        logging.getLogger("deepflow.runner.client"),
+        logging.getLogger("deepflow.runner.driver.client"),
         "warning",
         lambda text, *words: said.append(text % words),
     )

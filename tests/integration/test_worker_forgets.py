@@ -27,7 +27,7 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
 
 def kept_for_drivers(dask_worker: Any) -> set[str]:
     """What a worker has that belongs to flow runs: their topics, and dispatchers."""
-    from deepflow.runner.agent import agent_of
+    from deepflow.runner.worker.agent import agent_of
 
     agent = agent_of(dask_worker)
     contexts = {scope.captured.events_topic for scope, _ in agent._contexts._entries.values()}

@@ -13,10 +13,9 @@ from prefect.client.schemas import TaskRun
 from prefect.states import Completed, Running
 
 from deepflow.observe import metrics
-from deepflow.runner.agent import Agent, RunningJob
-from deepflow.runner.engine import advance
-from deepflow.runner.runs import new_task_run
+from deepflow.runner.runs import advance, new_task_run
 from deepflow.runner.wire import BlobRef, Job, JobOptions, Message, OutcomeReport, unpack
+from deepflow.runner.worker.agent import Agent, RunningJob
 
 DRIVER = "the-driver"
 NOT_UTF8 = os.fsdecode(b"caf\xe9.csv")

@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 
 from deepflow.observe import metrics
-from deepflow.runner.board import Board
-from deepflow.runner.items import Code, Item
-from deepflow.runner.reactor import Reactor
+from deepflow.runner.driver.board import Board
+from deepflow.runner.driver.items import Code, Item
+from deepflow.runner.driver.reactor import Reactor
 
 LOGGER = logging.getLogger("deepflow.tests")
 PATIENCE_S = 30.0

@@ -16,9 +16,8 @@ from prefect.server.services.task_run_recorder import task_run_from_event
 from prefect.states import Completed, Running
 
 from deepflow.observe import metrics
-from deepflow.runner.engine import advance
 from deepflow.runner.events import bare, complete_event, renewed, state_event, with_note
-from deepflow.runner.runs import new_task_run
+from deepflow.runner.runs import advance, new_task_run
 from deepflow.runner.wire import EventRecord
 
 FLOW_RUN = uuid.uuid4()

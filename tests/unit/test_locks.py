@@ -10,7 +10,7 @@ from prefect.locking.memory import MemoryLockManager
 from prefect.transactions import IsolationLevel
 
 from deepflow.backend.locks import LockTable
-from deepflow.runner import locking
+from deepflow.runner.worker import locking
 
 
 def test_a_lock_belongs_to_one_holder_until_it_is_released() -> None:

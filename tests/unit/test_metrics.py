@@ -12,7 +12,7 @@ import pytest
 
 from deepflow.errors import DeepflowError
 from deepflow.observe import metrics
-from deepflow.runner.session import Session
+from deepflow.runner.driver.session import Session
 from deepflow.settings import load_settings
 
 

@@ -41,8 +41,8 @@ from deepflow.locate.locator import Locator
 from deepflow.observe import metrics
 from deepflow.observe.history import History, Observation
 from deepflow.observe.journal import JournalWriter
-from deepflow.runner.checks import check_free_port
-from deepflow.runner.placing import Placing
+from deepflow.runner.driver.checks import check_free_port
+from deepflow.runner.driver.placing import Placing
 from deepflow.runner.versions import SUPPORTED, check_versions
 from deepflow.settings import load_settings
 

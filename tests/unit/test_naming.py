@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from deepflow.decide.events import TasksNamed
-from deepflow.runner import naming
-from deepflow.runner.naming import RunNames
+from deepflow.runner.driver import naming
+from deepflow.runner.driver.naming import RunNames
 from deepflow.runner.wire import EventRecord
 
 

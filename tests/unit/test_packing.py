@@ -15,9 +15,8 @@ from prefect.states import Completed, Failed
 from deepflow.errors import RemoteTaskError
 from deepflow.intermediates.loading import HOME, Scope
 from deepflow.intermediates.parcel import Parcel, Stuck
-from deepflow.runner.engine import advance
-from deepflow.runner.packing import let_travel, packed
-from deepflow.runner.runs import new_task_run
+from deepflow.runner.runs import advance, new_task_run
+from deepflow.runner.worker.packing import let_travel, packed
 
 
 @task

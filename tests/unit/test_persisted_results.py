@@ -24,10 +24,10 @@ from pydantic import ValidationError
 from deepflow.errors import StoredResultError
 from deepflow.intermediates.stored import address_of, pack, pack_record, split_record, unpack
 from deepflow.observe import metrics
-from deepflow.runner import storage
-from deepflow.runner.caching import CONTENT
-from deepflow.runner.serializer import DeepflowSerializer
-from deepflow.runner.storage import DeepflowResultStore
+from deepflow.runner.results import storage
+from deepflow.runner.results.caching import CONTENT
+from deepflow.runner.results.serializer import DeepflowSerializer
+from deepflow.runner.results.storage import DeepflowResultStore
 
 VALUES = {
     "sorted": np.arange(20_000),

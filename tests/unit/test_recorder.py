@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from deepflow.observe import metrics
-from deepflow.runner import recorder
-from deepflow.runner.recording import RERUN_NOTE, Recording, Settled, Window
+from deepflow.runner.driver import recorder
+from deepflow.runner.driver.recording import RERUN_NOTE, Recording, Settled, Window
 from deepflow.runner.wire import EventRecord
 from tests.unit.virtual_time import run
 

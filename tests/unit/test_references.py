@@ -21,7 +21,7 @@ from prefect.utilities.annotations import allow_failure, opaque, quote
 from deepflow.errors import UnresolvedInputError
 from deepflow.intermediates.loading import HOME, loads
 from deepflow.intermediates.parcel import Parcel
-from deepflow.runner.references import References
+from deepflow.runner.driver.references import References
 from deepflow.runner.wire import Ended, dumps
 
 

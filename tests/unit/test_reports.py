@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from prefect.client.schemas.objects import State
 
 from deepflow.observe import metrics
-from deepflow.runner.reports import Reports
+from deepflow.runner.driver.reports import Reports
 from deepflow.runner.wire import Message, OutcomeReport
 from tests.unit.test_board import Board, item
 

@@ -15,9 +15,9 @@ from prefect.serializers import CompressedPickleSerializer, PickleSerializer
 
 from deepflow.cli import main
 from deepflow.intermediates.stored import address_of, pack
-from deepflow.runner.converting import Folder, convert
-from deepflow.runner.serializer import DeepflowSerializer
-from deepflow.runner.storage import DeepflowResultStore
+from deepflow.runner.results.converting import Folder, convert
+from deepflow.runner.results.serializer import DeepflowSerializer
+from deepflow.runner.results.storage import DeepflowResultStore
 
 VALUES: dict[str, Any] = {"a": np.arange(5000), "b": {"x": 1}, "sub/c": "text"}
 

@@ -15,8 +15,8 @@ from distributed.threadpoolexecutor import ThreadPoolExecutor
 from distributed.threadpoolexecutor import secede as leave_pool
 from prefect.task_engine import TaskRunTimeoutError
 
-from deepflow.runner.engine import Interrupted, Seat, TimedCall
 from deepflow.runner.slots import Slot, current_slot, slot_left, slot_of_call
+from deepflow.runner.worker.engine import Interrupted, Seat, TimedCall
 
 PATIENCE_S = 30.0
 

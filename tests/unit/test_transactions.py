@@ -6,7 +6,7 @@ from prefect import task
 from prefect.transactions import CommitMode, IsolationLevel, transaction
 
 from deepflow.observe import metrics
-from deepflow.runner.transactions import open_transaction, remark_on
+from deepflow.runner.driver.transactions import open_transaction, remark_on
 
 
 @task

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from deepflow.observe import metrics
-from deepflow.runner import watching
-from deepflow.runner.watching import CancellationWatch
+from deepflow.runner.driver import watching
+from deepflow.runner.driver.watching import CancellationWatch
 
 LOGGER = logging.getLogger("deepflow.tests")
 PATIENCE_S = 30.0

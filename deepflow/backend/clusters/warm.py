@@ -47,8 +47,8 @@ _ALWAYS: Final = (
     "prefect.task_engine",
     "deepflow",
     "deepflow.backend.clusters.warm",
-    "deepflow.runner.execute",
-    "deepflow.runner.worker_plugin",
+    "deepflow.runner.worker.execute",
+    "deepflow.runner.worker.plugin",
 )
 _IF_IN_USE: Final = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "torch", "xarray", "PIL")
 """Loaded beforehand where the starting process has loaded them; all are safe to fork when idle."""

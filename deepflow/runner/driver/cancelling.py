@@ -1,0 +1,132 @@
+"""Stopping runs: what is queued at once, what runs at the next chance, what does not stop later.
+
+A run that a worker has begun is left to that worker, which interrupts it. One that has not stopped
+after a while gets its state here and is abandoned, for a thread cannot be killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.states import Cancelled, Crashed
+
+from deepflow.observe import metrics
+from deepflow.runner.driver.board import Board
+from deepflow.runner.driver.items import Item
+from deepflow.runner.driver.reactor import Reactor
+from deepflow.runner.driver.settling import Settling
+from deepflow.runner.worker_side import WorkerSide
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_GRACE_S = 5.0
+
+
+class Cancelling:
+    """Stops items. Methods may be called from any thread, but not in a turn."""
+
+    def __init__(
+        self,
+        client: Client,
+        board: Board,
+        reactor: Reactor,
+        settling: Settling,
+        worker_side: WorkerSide,
+        *,
+        events_topic: str,
+    ) -> None:
+        self._client = client
+        self._events_topic = events_topic
+        self._board = board
+        self._reactor = reactor
+        self._settling = settling
+        self._cancel_runs = worker_side.cancel_runs
+
+    def cancel(self, items: Iterable[Item]) -> None:
+        """Stop these runs. Returns once those that were not sent have their state."""
+        sent: list[Item] = []
+        with self._board.turn():
+            for item in items:
+                if item.is_done:
+                    continue
+                item.is_cancelling = True
+                if item.job is None or item.job.future is None:
+                    self._settling.cancel_unbegun(item)
+                else:
+                    sent.append(item)
+        if not sent:
+            return
+        self._tell_workers([item.run_id for item in sent])
+        whole = {
+            item.job.key: item.job.future
+            for item in sent
+            if item.job is not None and all(i.is_cancelling or i.is_done for i in item.job.items)
+        }
+        self._reactor.soon(partial(self._cancel_queued, list(whole.values())))
+        self._reactor.at(time.time() + _GRACE_S, partial(self._give_up, sent))
+
+    def _tell_workers(self, run_ids: list[UUID]) -> None:
+        try:
+            self._client.run(
+                self._cancel_runs, self._events_topic, run_ids, wait=False, on_error="ignore"
+            )
+        except Exception as exc:  # noqa: BLE001 - runs that go on are given up after a while
+            metrics.inc("deepflow_fallbacks_total", kind="cancel_not_delivered")
+            self._board.log_once(
+                "cancel", f"The workers could not be told of a cancellation: {exc!r}"
+            )
+
+    def _cancel_queued(self, futures: list[Any]) -> None:
+        """Take what no worker has begun out of Dask's hands.
+
+        A job that runs is left to its worker, which has been told: were its key cancelled, Dask
+        would drop the report's context but let the thread run on.
+        """
+        futures = [f for f in futures if f is not None and f.status == "pending"]
+        if not futures:
+            return
+        running = self._processing()
+        queued = [f for f in futures if f.key not in running]
+        if queued:
+            self._client.cancel(queued, force=True)
+
+    def _give_up(self, items: list[Item]) -> None:
+        """Runs that did not stop in time get their state here; their threads cannot be killed."""
+        futures: list[Any] = []
+        with self._board.turn():
+            for item in items:
+                if item.is_done:
+                    continue
+                if item.job is not None and item.job.future is not None:
+                    futures.append(item.job.future)
+                self._settling.settle_here(
+                    item,
+                    Cancelled(message="Cancelled; it did not stop in time and was abandoned."),
+                )
+        if futures and self._client.status == "running":
+            self._client.cancel(futures, force=True)
+
+    def abandon(self, reason: str) -> None:
+        """Give every open item a Crashed state: nothing will be heard of them any more."""
+        with self._board.turn():
+            for item in self._board.open_items():
+                self._settling.settle_here(item, Crashed(message=reason))
+
+    def not_begun(self) -> list[Item]:
+        """Open items that no worker has begun, as far as Dask can tell."""
+        running = self._processing()
+        return [i for i in self._board.open_items() if i.job is None or i.job.key not in running]
+
+    def _processing(self) -> set[Any]:
+        """Keys that are at workers; none where Dask cannot be asked."""
+        try:
+            return {key for keys in self._client.processing().values() for key in keys}
+        except Exception as exc:  # noqa: BLE001 - a client that is going raises many things
+            metrics.inc("deepflow_fallbacks_total", kind="processing_unknown")
+            self._board.log_once("processing", f"Dask does not say what its workers do: {exc!r}")
+            return set()

@@ -1,0 +1,242 @@
+"""How jobs get to Dask: many at once, as one graph, with nothing that Dask would have to hash.
+
+Graphs are sent by the reactor's thread, which takes all that has come together by then: to the
+scheduler a graph of many tasks costs little more than a graph of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dask._expr import LLGExpr
+from dask._task_spec import Task as DaskTask
+from dask._task_spec import TaskRef
+from dask.base import annotate
+from distributed import Future as DaskFuture
+
+from deepflow.backend.keys import make_key
+from deepflow.backend.placement.annotation import OURS
+from deepflow.decide.batching import split_after_s
+from deepflow.errors import InfrastructureError
+from deepflow.observe.text import clean, cleaned
+from deepflow.runner.driver.board import Board
+from deepflow.runner.driver.items import Item, SentJob, SharedArgument, Template
+from deepflow.runner.driver.naming import RunNames
+from deepflow.runner.driver.reactor import Reactor
+from deepflow.runner.wire import (
+    Awaited,
+    Ended,
+    Foreign,
+    Inline,
+    ItemSpec,
+    Job,
+    JobOptions,
+    Remote,
+    Shared,
+    Source,
+    Wait,
+)
+from deepflow.runner.worker_side import WorkerSide
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from deepflow.settings import Settings
+
+OnEnd = Callable[[SentJob, "str | None", BaseException | None], None]
+"""Called on the reactor with a job, the status of its Dask future, and its error."""
+
+
+class Sender:
+    """Sends jobs; says to `on_end` what Dask says of them. Use in a turn, except as said."""
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        board: Board,
+        reactor: Reactor,
+        worker_side: WorkerSide,
+        *,
+        results_topic: str,
+        events_topic: str,
+        on_end: OnEnd,
+        names: RunNames,
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._board = board
+        self._reactor = reactor
+        self._run_job = worker_side.run_job
+        self._results_topic = results_topic
+        self._events_topic = events_topic
+        self._on_end = on_end
+        self._names = names
+        self._outgoing: list[SentJob] = []
+        self._is_flush_due = False
+        self._numbers = itertools.count()
+
+    def put(self, items: list[Item]) -> SentJob:
+        """Make these items one Dask task of the next graph."""
+        job = SentJob(self._key(items[0].template), items)
+        for item in items:
+            item.job = job
+        self._outgoing.append(job)
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._reactor.soon(self.flush)
+        return job
+
+    def _key(self, template: Template) -> str:
+        run_id = self._board.flow_run_id
+        return make_key(
+            clean(template.name, "task name"), next(self._numbers), run_id, template.salt
+        )
+
+    def flush(self) -> None:
+        """Send what is queued: consecutive jobs of the same placement as one graph (any thread)."""
+        with self._board.turn():
+            self._is_flush_due = False
+            outgoing, self._outgoing = self._outgoing, []
+            jobs = []
+            for job in outgoing:
+                job.items = job.open_items()
+                if job.items:
+                    jobs.append(job)
+            for _, graph in itertools.groupby(jobs, key=_placement):
+                self._send_graph(list(graph))
+
+    def _send_graph(self, jobs: list[SentJob]) -> None:
+        try:
+            graph = {}
+            for job in jobs:
+                job.is_announced = self._is_announced(job.items)
+                blob, dependencies = self._job_blob(job.items, job.is_announced)
+                graph[job.key] = DaskTask(
+                    job.key, self._run_job, blob, *(TaskRef(key) for key in dependencies)
+                )
+            # In an empty context: the annotations of the thread that happens to be here, or of
+            # the one that made this dispatcher, are not those of these runs.
+            first = jobs[0].items
+            futures = Context().run(self._put_graph, graph, first[0].template, len(first))
+        except Exception as exc:  # noqa: BLE001 - it becomes the runs' end, see below
+            # Nobody waits for this thread: an error here is an error of these runs.
+            for job in jobs:
+                self._reactor.soon(partial(self._on_end, job, "error", exc))
+            return
+        now_s = time.time()
+        for job, future in zip(jobs, futures, strict=True):
+            job.future = future
+            self._names.sent(job.key, job.items)
+            for item in job.items:
+                item.sent_at_s = now_s
+            self.watch(job, future)
+
+    def _put_graph(self, graph: dict[str, DaskTask], template: Template, n_runs: int) -> list[Any]:
+        """Hand a graph to Dask with its template's annotations; returns a future per task."""
+        note = cleaned(template.note, "task name")
+        if n_runs > 1:
+            note["n_runs"] = n_runs
+        with annotate(**{**template.annotations, OURS: note}):
+            futures: list[Any] = self._client.get(
+                # The token spares Dask from hashing every call.
+                LLGExpr(graph, _determ_token=next(iter(graph))),
+                list(graph),
+                sync=False,
+                workers=template.workers or None,
+                allow_other_workers=template.allow_other_workers or None,
+                resources=template.resources or None,
+                priority=template.priority,
+            )
+        return futures
+
+    def watch(self, job: SentJob, future: Future[Any]) -> None:
+        """Tell `on_end` when Dask is done with the job, whatever came of it (any thread)."""
+
+        def callback(future: Future[Any]) -> None:
+            status = future.status
+            assert future._state is not None  # it has a client, so it has a state
+            error = future._state.exception if status in ("error", "cancelled") else None
+            self._reactor.soon(partial(self._on_end, job, status, error))
+
+        future.add_done_callback(callback)
+
+    def _is_announced(self, items: list[Item]) -> bool:
+        """Whether workers are to say when these runs begin: they may be the death of them."""
+        if self._settings.infra_retries == 0:
+            return True
+        return any(item.failures or item.n_spared for item in items)
+
+    def _job_blob(self, items: list[Item], is_announced: bool) -> tuple[bytes, list[str]]:
+        """The pickled job, and the keys of the Dask tasks it depends on."""
+        template, settings = items[0].template, self._settings
+        dependencies: dict[str, int] = {}
+        specs: list[ItemSpec] = []
+        for item in items:
+            sources = tuple(self._source(ref, dependencies) for ref in item.references)
+            waits = tuple(self._wait(one, may, dependencies) for one, may in item.waits)
+            specs.append(item.spec(sources, waits))
+        static_sources = tuple(self._source(r, dependencies) for r in template.static_references)
+        code_sources = tuple(self._source(r, dependencies) for r in template.code_references)
+        run_time = self._board.run_time(template.learned_as)
+        code = items[0].code
+        assert code is not None, "an open item has its code"
+        options = JobOptions(
+            coalesce=settings.events == "coalesce" and self._board.n_open > settings.coalesce_after,
+            inline_bytes=settings.inline_result_bytes,
+            split_after_s=split_after_s(run_time, settings.batch_target_s),
+            durable=template.hints.durable,
+            isolate=template.hints.isolate,
+            announce=is_announced,
+        )
+        job = Job(
+            results_topic=self._results_topic,
+            events_topic=self._events_topic,
+            context=template.context,
+            code=code.on_the_way,
+            code_sources=code_sources,
+            tags=template.tags,
+            static=template.static,
+            static_sources=static_sources,
+            items=tuple(specs),
+            options=options,
+        )
+        return pickle.dumps(job, protocol=5), list(dependencies)
+
+    def _source(self, reference: object, dependencies: dict[str, int]) -> Source:
+        if isinstance(reference, bytes):
+            return Inline(reference)
+        if isinstance(reference, SharedArgument):
+            key = str(reference.future(self._client).key)
+            return Shared(dependencies.setdefault(key, len(dependencies)))
+        if isinstance(reference, DaskFuture):
+            return Foreign(dependencies.setdefault(str(reference.key), len(dependencies)))
+        assert isinstance(reference, Item)
+        if reference.is_done and reference.blob is not None:
+            return Inline(reference.blob)
+        return Remote(_position(reference, dependencies), reference.run_id)
+
+    def _wait(self, waited: Item | Ended, may_fail: bool, dependencies: dict[str, int]) -> Wait:
+        if isinstance(waited, Ended):
+            return waited
+        if waited.is_done:
+            return Ended(waited.run_id, waited.state_type, may_fail)
+        return Awaited(_position(waited, dependencies), waited.run_id, may_fail)
+
+
+def _position(item: Item, dependencies: dict[str, int]) -> int:
+    """Where the Dask task that runs `item` stands among these dependencies."""
+    if item.job is None:
+        raise InfrastructureError(f"input {item.name!r} is neither done nor at work")
+    return dependencies.setdefault(item.job.key, len(dependencies))
+
+
+def _placement(job: SentJob) -> tuple[Any, ...]:
+    """What is said of a whole graph; jobs that differ in it need graphs apart."""
+    return (*job.items[0].template.placement, len(job.items))
