@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 
 from deepflow.backend import scheduler_plugin
+from deepflow.runner import open_runs
 from deepflow.runner.driver import left_behind
 from tests.integration.api import Api
 from tests.integration.notes import names, until
@@ -104,7 +105,7 @@ def test_the_scheduler_ends_the_runs_of_a_driver_that_was_killed(
         lambda: api.task_runs(flow_run_id),
         lambda found: {r["state_type"] for r in found} == {"CRASHED"},
     )
-    assert left_behind.LOST_MESSAGE in {r["state"]["message"] for r in runs}
+    assert open_runs.LOST_MESSAGE in {r["state"]["message"] for r in runs}
     with get_client(sync_client=True) as client:
         until(lambda: client.read_flow_run(flow_run_id).state.name == "Crashed", PATIENCE_S)
     assert set(variables) <= before
@@ -143,6 +144,6 @@ def test_the_next_driver_ends_the_runs_of_one_that_was_killed_with_its_cluster(
         thread.join(PATIENCE_S)
         state = client.read_flow_run(made.id).state
         assert state is not None
-        assert (state.name, state.message) == ("Crashed", left_behind.LOST_MESSAGE)
+        assert (state.name, state.message) == ("Crashed", open_runs.LOST_MESSAGE)
     assert list(folder.iterdir()) == []
     note.take_away()

@@ -51,7 +51,7 @@ class Call:
         flow_run = FlowRunContext.get()
         self.flow_run_id = flow_run.flow_run.id if flow_run and flow_run.flow_run else None
         session.dispatcher.set_flow_run(self.flow_run_id)
-        context = session.context()
+        context = session.shipping.context()
         tags = TagsContext.get().current_tags
         workers, near = self._near()
         annotations, resources, soft_gpu, priority = self._placement()
@@ -72,7 +72,7 @@ class Call:
             allow_other_workers=bool(workers) and not self.hints.strict,
             priority=priority,
             may_batch=is_map and self.hints.batch is not False and not self.hints.isolate,
-            ship_again=lambda code: session.ship_again(code, context),
+            ship_again=lambda code: session.shipping.ship_again(code, context),
         )
 
     def _note(self, flow_run: FlowRunContext | None, soft_gpu: float, near: list[str]) -> TaskNote:
@@ -97,7 +97,7 @@ class Call:
         resources: dict[str, float] = {}
         soft = 0.0
         if hints:
-            offers = self.session.offers()
+            offers = self.session.offering.offers()
             if offers and not self.session.config.adapt_kwargs:
                 refusal = impossible(hints, offers)
                 if refusal is not None:
@@ -139,10 +139,10 @@ class Call:
             workers = [worker for worker in workers if worker in alive]
         if workers or not elsewhere:
             return workers, []
-        close = list(self.session.workers_near(elsewhere, strict=self.hints.strict))
+        close = list(self.session.offering.workers_near(elsewhere, strict=self.hints.strict))
         if not self.hints.strict:
             return [], close
-        if not close and self.session.is_located(elsewhere):
+        if not close and self.session.offering.is_located(elsewhere):
             raise UnplaceableError(
                 f"task {self.task.name!r}: near={elsewhere[0].value!r} with strict=True, and no "
                 "worker is where it lies; leave strict out or start a worker there"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import threading
 from contextvars import copy_context
@@ -26,12 +27,36 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psutil
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from deepflow.observe import metrics
 from deepflow.runner.open_runs import record_end
+from deepflow.runner.worker_side import WorkerSide
 
 if TYPE_CHECKING:
     import logging
+
+
+# -- a driver's last will --------------------------------------------------------------------------
+
+
+def will_of(topic: str, flow_run_id: UUID | None, worker_side: WorkerSide) -> dict[str, bytes]:
+    """What the scheduler is to have workers do if the driver of `topic` is lost.
+
+    Pickled calls by when they are due; see `backend.scheduler_plugin.Introduction`.
+    """
+    of_driver = pickle.dumps((topic,))
+    will = {
+        "for_all": pickle.dumps((pickle.dumps(worker_side.stop_runs), of_driver)),
+        "at_last": pickle.dumps((pickle.dumps(worker_side.forget_driver), of_driver)),
+    }
+    if flow_run_id is not None:
+        record = pickle.dumps(worker_side.record_on_worker)
+        will["for_one"] = pickle.dumps((record, pickle.dumps((topic, flow_run_id))))
+    return will
+
+
+# -- notes in the state directory ------------------------------------------------------------------
 
 
 class Note:
@@ -54,6 +79,29 @@ class Note:
     def take_away(self) -> None:
         """The driver has ended in order."""
         self._path.unlink(missing_ok=True)
+
+
+def leave_note(
+    folder: Path, flow_run_id: UUID, logger: logging.Logger | logging.LoggerAdapter[Any]
+) -> Note | None:
+    """Leave a driver's note in `folder`, and clean up after drivers whose notes lie there.
+
+    None where no note can be left, which is said and counted.
+    """
+    server = PREFECT_API_URL.value() or f"ephemeral in {PREFECT_HOME.value()}"
+    try:
+        clean_up(folder, server, logger)
+        return Note(folder, flow_run_id, server)
+    except OSError as exc:
+        metrics.inc("deepflow_fallbacks_total", kind="no_note_of_driver")
+        logger.warning(
+            "Should this process be killed, its open runs stay Running, since no note of "
+            "it can be left in %s (%s); make room there or allow writing, or name another "
+            "folder with DEEPFLOW_STATE_DIR",
+            folder,
+            exc,
+        )
+        return None
 
 
 def is_abandoned(note: dict[str, Any], server: str) -> bool:
