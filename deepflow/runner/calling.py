@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 if TYPE_CHECKING:
     import logging
@@ -94,7 +94,7 @@ class CallingThreads:
         try:
             call()
         except Exception:
-            metrics.inc("deepflow_fallbacks_total", kind="callback_failed")
+            fell_back(Fallback.CALLBACK_FAILED)
             self._logger.exception("A done-callback failed")
 
     # -- the threads ---------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class CallingThreads:
                 self.call(call)
             except BaseException:
                 # `sys.exit()` in a callback ends neither the process nor what others wait for.
-                metrics.inc("deepflow_fallbacks_total", kind="callback_failed")
+                fell_back(Fallback.CALLBACK_FAILED)
                 self._logger.exception("A done-callback failed")
             finally:
                 self._returned(_here.run)

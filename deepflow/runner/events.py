@@ -18,7 +18,7 @@ from prefect._internal.result_records import ResultRecord
 from prefect._internal.uuid7 import uuid7
 from prefect.client.schemas import TaskRun
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.observe.text import clean, to_json
 from deepflow.runner.wire import EventRecord
 
@@ -146,7 +146,7 @@ def _whole_body(
         event["follows"] = str(follows[0])
     body = to_json(event, "event")
     if len(body) > _EVENT_LIMIT_BYTES:
-        metrics.inc("deepflow_fallbacks_total", kind="oversized_event")
+        fell_back(Fallback.OVERSIZED_EVENT)
         body = to_json(_shortened(event), "event")
         if len(body) > _EVENT_LIMIT_BYTES:
             raise ValueError(f"the event takes {len(body)} bytes even when its texts are short")
@@ -188,7 +188,7 @@ def _shortened(tree: Any) -> Any:
 
 
 def _note_bare(exc: Exception) -> None:
-    metrics.inc("deepflow_fallbacks_total", kind="bare_event")
+    fell_back(Fallback.BARE_EVENT)
     _log.warning(
         "An event of a task run could not be told in full (%s); its state is told alone.",
         type(exc).__name__,

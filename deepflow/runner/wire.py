@@ -131,7 +131,7 @@ class Job(NamedTuple):
     options: JobOptions
 
 
-Kind = Literal["done", "retry", "returned", "deferred", "cancelled", "begun"]
+Kind = Literal["done", "retry", "returned", "deferred", "begun"]
 
 
 class Entry(NamedTuple):

@@ -1,4 +1,8 @@
-"""Every example runs by itself, in a fresh process, with nothing started before."""
+"""Every example runs by itself, in a fresh process.
+
+The first one with nothing started before, as for a newcomer; the others ask the server of these
+tests, for a server's start takes longer than most of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from deepflow.runner.server import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
@@ -49,7 +55,10 @@ MOST_LINES = 14
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) -> None:
+def test_the_example_runs_and_says_what_it_shows(
+    example: Path, tmp_path: Path, server: EmbeddedServer
+) -> None:
+    is_first = example.name.startswith("01")
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "DEEPFLOW_"))
     }
@@ -60,6 +69,8 @@ def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) 
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PYTHONPATH": str(ROOT),
     }
+    if not is_first:
+        environment["PREFECT_API_URL"] = server.api_url
     done = subprocess.run(
         [sys.executable, str(example)],
         env=environment,
@@ -72,7 +83,7 @@ def test_the_example_runs_and_says_what_it_shows(example: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     for text in SAYS[example.name]:
         assert text in done.stdout, done.stdout + done.stderr
-    if example.name.startswith("01"):
+    if is_first:
         lines = (done.stderr + done.stdout).splitlines()
         assert len(lines) <= MOST_LINES, "\n".join(lines)
         assert any("where and why: `deepflow explain " in line for line in lines)

@@ -10,7 +10,8 @@ import pytest
 from distributed import LocalCluster
 from prefect import flow, task
 
-from deepflow import hints
+from deepflow import DeepflowTaskRunner, hints
+from deepflow.observe import metrics
 from tests.integration.api import Api
 from tests.integration.parity import run_on
 
@@ -207,3 +208,23 @@ def test_more_waiting_tasks_than_slots_all_get_through(
     run = run_on(one_slot, body)
     assert run.result() == [i + 1 for i in range(n_outer)]
     all_completed(api, run, 2 * n_outer)
+
+
+def test_a_task_that_was_given_an_iterator_submits_and_so_does_one_of_such_a_flow(
+    cluster: LocalCluster,
+) -> None:
+    """The context of nested runs travels, and an iterator cannot."""
+
+    @task
+    def outer(passed: Any, n: int) -> int:
+        return leaf.submit(n).result(timeout=PATIENCE_S)
+
+    @flow(task_runner=DeepflowTaskRunner(cluster=cluster), validate_parameters=False)
+    def run(given: Any) -> int:
+        return outer.submit(iter([1, 2]), 3).result()
+
+    before = metrics.value("deepflow_fallbacks_total", kind="flow_parameters_left_out")
+    assert run(1) == 4
+    assert metrics.value("deepflow_fallbacks_total", kind="flow_parameters_left_out") == before
+    assert run(iter([7])) == 4
+    assert metrics.value("deepflow_fallbacks_total", kind="flow_parameters_left_out") == before + 1

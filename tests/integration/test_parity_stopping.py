@@ -338,7 +338,7 @@ def test_a_held_run_is_cancelled_before_it_is_ever_sent(
         future = flaky.submit()
         dependent = after.submit(1, wait_for=[future])
         await_note(path, "first attempt")
-        until(lambda: future._item.is_waiting, SOON_S)
+        until(lambda: future._item.state is RunState.HELD_FOR_RETRY, SOON_S)
         dependent.cancel()
         future.cancel()
         dependent.wait(SOON_S)
@@ -380,6 +380,7 @@ CANCELLED_DRIVER = """
 import sys, time
 from prefect import flow, task
 from deepflow import DeepflowTaskRunner
+from deepflow.runner.driver.lifecycle import RunState
 from tests.integration.notes import note
 
 path = sys.argv[1]

@@ -4,9 +4,7 @@ Lock discipline: an item, its job and everything on the board change only inside
 (`with board.turn():`). Turns exclude each other and may be nested. What users have asked to be
 called for items that are finished in a turn is put in line when the outermost turn has ended, and
 called by threads of its own (`calling.py`), for it may submit, wait, cancel or block. What waits
-for the network is done outside turns. Two rare things are not: what the cluster has lost (a large
-argument, a context, a task's code) is sent again within the turn that needs it, and so is the event
-of a run that was submitted inside a task and gets its end here.
+for the network is done outside turns.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from uuid import UUID
 from prefect.exceptions import CancelledRun
 
 from deepflow.decide.batching import RunTime
+from deepflow.observe.fallbacks import Fallback, SaidOnce, fell_back
 from deepflow.runner.calling import CallingThreads
 from deepflow.runner.driver.items import Item
 
@@ -43,7 +42,8 @@ class Board:
         self._open: dict[UUID, Item] = {}
         self._known: weakref.WeakValueDictionary[UUID, Item] = weakref.WeakValueDictionary()
         self._run_times: dict[str, RunTime] = {}
-        self._logged: set[str] = set()
+        self.once = SaidOnce()
+        """What this flow run was told of and is not told again."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._depth = 0
@@ -178,6 +178,9 @@ class Board:
 
     def log_once(self, kind: str, message: str) -> None:
         """Log a warning of this kind, the first time only."""
-        if kind not in self._logged:
-            self._logged.add(kind)
+        if self.once.is_new(kind):
             self.logger.warning(message)
+
+    def fell_back(self, kind: Fallback, message: str) -> None:
+        """Count a fallback; tell the flow run the first time."""
+        fell_back(kind, self.logger, "%s", message, once=self.once)

@@ -14,11 +14,12 @@ from uuid import UUID
 
 from prefect.states import Cancelled, Crashed
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.items import Item
+from deepflow.runner.driver.lifecycle import Effect, Event, RunState
 from deepflow.runner.driver.reactor import Reactor
-from deepflow.runner.driver.settling import Settling
+from deepflow.runner.driver.settling import Said, Settling, cancelled_before_it_began
 from deepflow.runner.worker_side import WorkerSide
 
 if TYPE_CHECKING:
@@ -52,12 +53,8 @@ class Cancelling:
         sent: list[Item] = []
         with self._board.turn():
             for item in items:
-                if item.is_done:
-                    continue
-                item.is_cancelling = True
-                if item.job is None or item.job.future is None:
-                    self._settling.cancel_unbegun(item)
-                else:
+                said = cancelled_before_it_began()
+                if Effect.TELL_WORKER in self._settling.handle(item, Event.CANCEL, said):
                     sent.append(item)
         if not sent:
             return
@@ -65,7 +62,7 @@ class Cancelling:
         whole = {
             item.job.key: item.job.future
             for item in sent
-            if item.job is not None and all(i.is_cancelling or i.is_done for i in item.job.items)
+            if item.job is not None and all(_is_unwanted(i) for i in item.job.items)
         }
         self._reactor.soon(partial(self._cancel_queued, list(whole.values())))
         self._reactor.at(time.time() + _GRACE_S, partial(self._give_up, sent))
@@ -76,9 +73,9 @@ class Cancelling:
                 self._cancel_runs, self._events_topic, run_ids, wait=False, on_error="ignore"
             )
         except Exception as exc:  # noqa: BLE001 - runs that go on are given up after a while
-            metrics.inc("deepflow_fallbacks_total", kind="cancel_not_delivered")
-            self._board.log_once(
-                "cancel", f"The workers could not be told of a cancellation: {exc!r}"
+            self._board.fell_back(
+                Fallback.CANCEL_NOT_DELIVERED,
+                f"The workers could not be told of a cancellation: {exc!r}",
             )
 
     def _cancel_queued(self, futures: list[Any]) -> None:
@@ -104,10 +101,8 @@ class Cancelling:
                     continue
                 if item.job is not None and item.job.future is not None:
                     futures.append(item.job.future)
-                self._settling.settle_here(
-                    item,
-                    Cancelled(message="Cancelled; it did not stop in time and was abandoned."),
-                )
+                why = "Cancelled; it did not stop in time and was abandoned."
+                self._settling.handle(item, Event.GIVE_UP, Said(state=Cancelled(message=why)))
         if futures and self._client.status == "running":
             self._client.cancel(futures, force=True)
 
@@ -115,7 +110,7 @@ class Cancelling:
         """Give every open item a Crashed state: nothing will be heard of them any more."""
         with self._board.turn():
             for item in self._board.open_items():
-                self._settling.settle_here(item, Crashed(message=reason))
+                self._settling.handle(item, Event.ABANDON, Said(state=Crashed(message=reason)))
 
     def not_begun(self) -> list[Item]:
         """Open items that no worker has begun, as far as Dask can tell."""
@@ -127,6 +122,11 @@ class Cancelling:
         try:
             return {key for keys in self._client.processing().values() for key in keys}
         except Exception as exc:  # noqa: BLE001 - a client that is going raises many things
-            metrics.inc("deepflow_fallbacks_total", kind="processing_unknown")
-            self._board.log_once("processing", f"Dask does not say what its workers do: {exc!r}")
+            self._board.fell_back(
+                Fallback.PROCESSING_UNKNOWN, f"Dask does not say what its workers do: {exc!r}"
+            )
             return set()
+
+
+def _is_unwanted(item: Item) -> bool:
+    return item.is_done or item.state is RunState.CANCELLING

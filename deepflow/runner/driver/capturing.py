@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext, SettingsContext, TaskRunContext
 from prefect.context import _deployment_id as deployment_id_var
 from prefect.context import _deployment_parameters as deployment_parameters_var
 
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.captured import CapturedContext
 from deepflow.runner.driver.transactions import open_transaction
 
@@ -33,7 +34,7 @@ def capture(api_url: str, results_topic: str, events_topic: str) -> CapturedCont
         profile=settings.profile,
         api_url=api_url,
         flow_run=flow_run.serialize() if flow_run else None,
-        parent_task_run=parent.serialize() if parent else None,
+        parent_task_run=_of_parent(parent),
         deployment_id=str(deployment_id) if deployment_id else None,
         deployment_parameters=deployment_parameters_var.get(),
         results_topic=results_topic,
@@ -50,7 +51,32 @@ def persist_as_deepflow(captured: CapturedContext) -> None:
             context.setdefault("result_store", {})["serializer"] = {"type": "deepflow"}
 
 
-def to_blob(value: Any) -> tuple[str, bytes]:
-    """`(digest, cloudpickle)` of a value that is to be shipped once."""
-    blob = cloudpickle.dumps(value, protocol=5)
+def to_blob(captured: CapturedContext) -> tuple[str, bytes]:
+    """`(digest, cloudpickle)` of a context that is to be shipped once.
+
+    Parameters of the flow that cannot be pickled are left out, and counted: no task is given them,
+    it could only look at them through `prefect.runtime`.
+    """
+    try:
+        blob = cloudpickle.dumps(captured, protocol=5)
+    except Exception:  # noqa: BLE001 - pickling runs the user's code
+        fell_back(Fallback.FLOW_PARAMETERS_LEFT_OUT)
+        _leave_out_odd_parameters(captured)
+        blob = cloudpickle.dumps(captured, protocol=5)
     return hashlib.blake2b(blob, digest_size=16).hexdigest(), blob
+
+
+def _leave_out_odd_parameters(captured: CapturedContext) -> None:
+    if captured.flow_run is None:
+        return
+    parameters = captured.flow_run["parameters"]
+    for name, value in list(parameters.items()):
+        try:
+            cloudpickle.dumps(value, protocol=5)
+        except Exception:  # noqa: BLE001 - as above
+            del parameters[name]
+
+
+def _of_parent(parent: TaskRunContext | None) -> dict[str, Any] | None:
+    """The context of the run that submits, without its arguments: those are its own alone."""
+    return None if parent is None else {**parent.serialize(), "parameters": {}}

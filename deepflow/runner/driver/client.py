@@ -16,7 +16,7 @@ from prefect.utilities.engine import collect_task_run_inputs_sync
 
 from deepflow.backend.transport import Choice, pick
 from deepflow.errors import ClusterUnreachableError
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class DeepflowClient(Client):
             else:
                 self.choice = choice
                 self.scheduler = self.rpc(choice.address)
-                metrics.inc("deepflow_fallbacks_total", kind="picked_anew")
+                fell_back(Fallback.PICKED_ANEW)
                 _log.warning("connecting again by %s", choice.in_words())
         await super()._ensure_connected(timeout=timeout)  # type: ignore[no-untyped-call]
 

@@ -16,15 +16,17 @@ This is where the parts are put together; each knows only those before it:
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from deepflow.decide.events import TasksNamed
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.cancelling import Cancelling
 from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.losses import Losses
 from deepflow.runner.driver.naming import RunNames
 from deepflow.runner.driver.reactor import Reactor
@@ -32,7 +34,7 @@ from deepflow.runner.driver.readiness import Gate
 from deepflow.runner.driver.recorder import Recorder
 from deepflow.runner.driver.reports import Reports
 from deepflow.runner.driver.sending import Sender
-from deepflow.runner.driver.settling import Settling
+from deepflow.runner.driver.settling import Said, Settling
 from deepflow.runner.wire import EventRecord, Message, pack
 from deepflow.runner.worker_side import WorkerSide
 
@@ -59,6 +61,7 @@ class Dispatcher:
         recorder: Recorder | None,
         logger: logging.Logger | logging.LoggerAdapter[Any],
         is_adaptive: bool = False,
+        reactor: Reactor | None = None,
     ) -> None:
         self.client = client
         self.settings = settings
@@ -66,7 +69,7 @@ class Dispatcher:
         self.logger = logger
         self._recorder = recorder
         self._board = Board(logger)
-        self._reactor = Reactor(logger)
+        self._reactor = Reactor(logger) if reactor is None else reactor
         self._names = RunNames()
         self._sender = Sender(
             client,
@@ -84,7 +87,7 @@ class Dispatcher:
         )
         settling = Settling(self._board, self._gate, self._reactor, self._put_event)
         self._settling = settling
-        losses = Losses(client, settings, self._board, self._gate, settling)
+        losses = Losses(client, settings, self._board, settling)
         self._reports = Reports(
             client,
             self._board,
@@ -109,9 +112,9 @@ class Dispatcher:
         if self._recorder is not None:
             self._recorder.put([record])
         else:
-            self.client.log_event(
-                self.events_topic, pack(Message("", self.events_topic, (), (record,), 0))
-            )
+            message = pack(Message("", self.events_topic, (), (record,), 0))
+            # Not here: this may be a turn, and it waits for the network.
+            self._reactor.soon(lambda: self.client.log_event(self.events_topic, message))
 
     # -- submitting ----------------------------------------------------------------------------
 
@@ -172,7 +175,9 @@ class Dispatcher:
         `record`: its pickled task run as its worker had it; empty where that is not known.
         """
         with self._board.turn():
-            self._settling.overrule(item, state, record)
+            task_run = pickle.loads(record) if record else None
+            said = Said(state=state, task_run=task_run)
+            self._settling.handle(item, Event.OVERRULE, said)
 
     def tell_rolled_back(self, record: bytes) -> None:
         """Tell the server that a run was rolled back; `record`: its pickled task run."""
@@ -189,8 +194,9 @@ class Dispatcher:
     def drain(self, n_sent: Mapping[str, int], timeout_s: float) -> None:
         """Wait until as many reports were taken in from each worker as it says it has sent."""
         if not self._reports.wait_for(n_sent, timeout_s):
-            metrics.inc("deepflow_fallbacks_total", kind="report_missing")
-            self._board.log_once("drain", "Some workers' last reports did not arrive in time.")
+            self._board.fell_back(
+                Fallback.REPORT_MISSING, "Some workers' last reports did not arrive in time."
+            )
 
     def names(self, nested: Iterable[TasksNamed] = ()) -> list[TasksNamed]:
         """What people call the runs in each Dask task: those sent from here, and `nested` ones."""

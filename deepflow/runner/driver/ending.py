@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.dispatch import Dispatcher
 from deepflow.runner.driver.items import Item
 
@@ -41,7 +41,7 @@ class Ending:
         """Whether all done-callbacks have returned within `timeout_s` seconds; says so if not."""
         if self._dispatcher.wait_called(timeout_s):
             return True
-        metrics.inc("deepflow_fallbacks_total", kind="callback_left_behind")
+        fell_back(Fallback.CALLBACK_LEFT_BEHIND)
         self._logger.warning(
             "Functions given to `add_done_callback` had not returned %.3g s after the last run had "
             "ended; the flow run ends without them.",

@@ -15,6 +15,7 @@ from prefect.client.schemas import TaskRun
 from deepflow.errors import InfrastructureError
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
+from deepflow.runner.driver.lifecycle import Life, RunState
 from deepflow.runner.runs import new_task_run
 from deepflow.runner.wire import BlobRef, Ended, ItemSpec, Source, Wait
 
@@ -99,8 +100,14 @@ class SharedArgument:
         self._future: Future[Any] | None = None
         self._lock = threading.Lock()
 
-    def future(self, client: Client) -> Future[Any]:
-        """The Dask future of the value; sends the value where the cluster does not have it.
+    @property
+    def key(self) -> str:
+        """Dask's key of the value, once it was `put`."""
+        assert self._future is not None, "arguments are put before they are referred to"
+        return str(self._future.key)
+
+    def put(self, client: Client) -> None:
+        """Send the value where the cluster does not have it; waits for the network.
 
         Raises:
             InfrastructureError: the cluster lost the value and its owner has changed it since.
@@ -123,8 +130,6 @@ class SharedArgument:
                         "since it was passed, so it cannot be sent again; pass a copy"
                     )
                 self._send(client, Parcel.of(self._value))
-            assert self._future is not None
-            return self._future
 
     def _send(self, client: Client, parcel: Parcel) -> None:
         self._future = client.scatter([parcel], hash=False)[0]
@@ -207,18 +212,14 @@ class Item:
         "code",
         "dependents",
         "dynamic_key",
-        "failures",
         "inputs",
         "is_called_back",
-        "is_cancelling",
         "is_done",
-        "is_waiting",
         "job",
+        "life",
         "n_done_upstreams",
-        "n_spared",
         "name",
         "needs_done",
-        "owner",
         "plan",
         "references",
         "released_key",
@@ -267,11 +268,9 @@ class Item:
         self.plan: MapPlan | None = None
         self.needs_done = False
         self.n_done_upstreams = 0
-        self.is_waiting = False
-        self.is_cancelling = False
+        self.life = Life()
         self.is_done = False
-        self.failures = 0
-        self.n_spared = 0
+        """Whether its end is noted, and all that belongs to it."""
         self.sent_at_s = 0.0
         self.worker: str | None = None
         self.blob: bytes | None = None
@@ -296,6 +295,11 @@ class Item:
             self.resume,
             self.rerun,
         )
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stands."""
+        return self.life.state
 
     def task_run(self, flow_run_id: UUID | None) -> TaskRun:
         """The run's record as the driver knows it (in Pending, or as it was handed back)."""
@@ -352,7 +356,7 @@ class MapPlan:
         taken: list[Item] = []
         while self.waiting and len(taken) < n_items:
             item = self.waiting.popleft()
-            if item.job is None and not item.is_done:
+            if item.state is RunState.HELD_FOR_PILOT:
                 item.plan = self
                 taken.append(item)
         self.n_outstanding += len(taken)

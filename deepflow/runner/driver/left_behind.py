@@ -29,7 +29,7 @@ from uuid import UUID
 import psutil
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.open_runs import record_end
 from deepflow.runner.worker_side import WorkerSide
 
@@ -93,7 +93,7 @@ def leave_note(
         clean_up(folder, server, logger)
         return Note(folder, flow_run_id, server)
     except OSError as exc:
-        metrics.inc("deepflow_fallbacks_total", kind="no_note_of_driver")
+        fell_back(Fallback.NO_NOTE_OF_DRIVER)
         logger.warning(
             "Should this process be killed, its open runs stay Running, since no note of "
             "it can be left in %s (%s); make room there or allow writing, or name another "
@@ -147,7 +147,7 @@ def clean_up(
                 if isinstance(exc, ObjectNotFound):
                     claimed.unlink(missing_ok=True)  # the server has forgotten it
                     continue
-                metrics.inc("deepflow_fallbacks_total", kind="left_behind_not_recorded")
+                fell_back(Fallback.LEFT_BEHIND_NOT_RECORDED)
                 claimed.replace(path)
                 continue
             claimed.unlink(missing_ok=True)

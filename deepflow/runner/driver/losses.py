@@ -20,8 +20,8 @@ from deepflow.errors import ContextMissingError, ValueLostError
 from deepflow.observe import metrics
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.items import Item, SentJob
-from deepflow.runner.driver.readiness import Gate
-from deepflow.runner.driver.settling import Settling
+from deepflow.runner.driver.lifecycle import Event, Loss, RunState, event_of_loss
+from deepflow.runner.driver.settling import Said, Settling
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -29,65 +29,76 @@ if TYPE_CHECKING:
 
     from deepflow.settings import Settings
 
-_MAX_SPARED = 10
-
 
 class Losses:
-    """Decides what becomes of the runs of a broken job. Not to be used in a turn."""
+    """Says what a broken Dask task is to each of its runs. Not to be used in a turn."""
 
     def __init__(
-        self, client: Client, settings: Settings, board: Board, gate: Gate, settling: Settling
+        self, client: Client, settings: Settings, board: Board, settling: Settling
     ) -> None:
         self._client = client
         self._settings = settings
         self._board = board
-        self._gate = gate
         self._settling = settling
 
     def lost(self, job: SentJob, error: BaseException | None) -> None:
         """The infrastructure broke `job`: what is open of it goes again, or gets its end."""
+        if isinstance(error, ContextMissingError):
+            self._ship_again(job)
         with self._board.turn():
             for item in job.open_items():
                 self._lost_item(item, job, error)
 
-    def _lost_item(self, item: Item, job: SentJob, error: BaseException | None) -> None:
-        if any(not upstream.is_done for upstream in item.upstreams):
-            # Its input was lost before it; it goes again when the input is settled.
-            self._gate.send_once_settled(item)
-        elif item.is_cancelling or self._board.is_closing:
-            self._settling.cancel_unbegun(item)
-        elif (failed := _failed_on_cluster(item)) is not None:
-            self._crash(item, f"input_failed: a Dask future among its arguments failed: {failed}")
-        elif isinstance(error, KilledWorker) and error.task != job.key:
-            self._input_lost(item, error)
-        elif _is_innocent(item, job, error):
-            item.n_spared += 1
-            self._send_again(item, in_words(error, 1))
-        else:
-            item.failures += 1
-            cause = in_words(error, item.failures)
-            # Which one of a group broke its worker is not known: each is tried alone.
-            may_retry = item.failures <= self._settings.infra_retries
-            if may_retry and not self._is_hopeless(error):
-                self._send_again(item, cause)
-            else:
-                self._crash(item, cause)
+    def _ship_again(self, job: SentJob) -> None:
+        """Put back on the scheduler what it has lost, before anything goes again."""
+        with self._board.turn():
+            # All runs of a Dask task are of one call, which has one context and one code.
+            lost = [(item.template, item.code) for item in job.open_items()][:1]
+        for template, code in lost:
+            assert code is not None, "an open item has its code"
+            template.ship_again(code)
 
-    def _input_lost(self, item: Item, error: KilledWorker) -> None:
-        """A Dask task that `item` depends on was the death of its workers."""
+    def _lost_item(self, item: Item, job: SentJob, error: BaseException | None) -> None:
+        broken = self._broken_input(item, job, error)
+        is_input_open = any(not upstream.is_done for upstream in item.upstreams)
+        is_of_other = isinstance(error, KilledWorker) and error.task != job.key
+        loss = Loss(
+            is_unwanted=item.state is RunState.CANCELLING or self._board.is_closing,
+            is_input_open=is_input_open or (is_of_other and broken is None),
+            is_input_broken=broken is not None,
+            is_nearby=_is_nearby(item, job, error),
+            is_hopeless=self._is_hopeless(error),
+        )
+        event = event_of_loss(item.life, loss, self._settings.infra_retries)
+        if event is Event.LOST_NEARBY:
+            self._send_again(item, event, in_words(error, 1))
+        elif event is Event.LOST_TO_BLAME:
+            # Which one of a group broke its worker is not known: each is tried alone.
+            self._send_again(item, event, in_words(error, item.life.failures + 1))
+        elif event is Event.LOST_FOR_GOOD:
+            self._crash(item, broken or in_words(error, item.life.failures + 1))
+        else:
+            self._settling.handle(item, event)
+
+    def _broken_input(self, item: Item, job: SentJob, error: BaseException | None) -> str | None:
+        """`cause: sentence` for a value that the run needs and that cannot be made; else None."""
+        failed = _failed_on_cluster(item)
+        if failed is not None:
+            return f"input_failed: a Dask future among its arguments failed: {failed}"
+        if not isinstance(error, KilledWorker) or error.task == job.key:
+            return None
+        # A Dask task that the run depends on was the death of its workers.
         gone = [
             up.name
             for up in item.upstreams
             if up.blob is None and up.job is not None and up.job.key == error.task
         ]
         if not gone:
-            self._gate.send_once_settled(item)
-            return
+            return None
         how = in_words(error, error.allowed_failures + 1).partition(": ")[2]
-        self._crash(
-            item,
+        return (
             f"input_lost: its input {gone[0]!r} was lost with its worker and could not be computed "
-            f"again: {how}",
+            f"again: {how}"
         )
 
     def _is_hopeless(self, error: BaseException | None) -> bool:
@@ -96,16 +107,12 @@ class Losses:
             return True
         return isinstance(error, (ImportError, AttributeError, TypeError, pickle.UnpicklingError))
 
-    def _send_again(self, item: Item, cause: str) -> None:
+    def _send_again(self, item: Item, event: Event, cause: str) -> None:
         kind, _, message = cause.partition(": ")
         metrics.inc("deepflow_infra_retries_total", cause=kind)
-        if kind == "context_missing":
-            assert item.code is not None, "an open item has its code"
-            item.template.ship_again(item.code)
-        item.job = None
         item.rerun = f"Started again: {message}"
         self._board.log_once("again", f"Task run {item.name!r} is started again: {cause}")
-        self._gate.send_when_ready(item)
+        self._settling.handle(item, event)
 
     def _crash(self, item: Item, cause: str) -> None:
         """Prefect's `retries` apply to what the infrastructure broke for good, too."""
@@ -119,12 +126,13 @@ class Losses:
         if retries < task.retries and self._client.status == "running":
             delay_s = _retry_delay_s(task.retry_delay_seconds, retries)
             due = prefect_datetime.now("UTC") + timedelta(seconds=delay_s)
-            state: State[Any] = AwaitingRetry(scheduled_time=due, message=message)
-            item.failures = item.n_spared = 0
-            self._settling.retry_after_crash(item, task_run, retries + 1, state)
+            waiting: State[Any] = AwaitingRetry(scheduled_time=due, message=message)
+            said = Said(state=waiting, task_run=task_run, n_retries=retries + 1)
+            self._settling.handle(item, Event.LOST_BUT_RETRIES, said)
             return
         self._board.logger.error("Task run %r crashed: %s", item.name, message)
-        self._settling.settle_here(item, Crashed(message=message), task_run)
+        said = Said(state=Crashed(message=message), task_run=task_run)
+        self._settling.handle(item, Event.LOST_FOR_GOOD, said)
 
 
 def _failed_on_cluster(item: Item) -> str | None:
@@ -136,20 +144,13 @@ def _failed_on_cluster(item: Item) -> str | None:
     return None
 
 
-def _is_innocent(item: Item, job: SentJob, error: BaseException | None) -> bool:
+def _is_nearby(item: Item, job: SentJob, error: BaseException | None) -> bool:
     """Whether a run was only near when its worker died: it had not begun, or had ended; or whether
     it was to begin with an input that turned out lost.
-
-    Bounded, for a worker may also die of what comes before a run's beginning.
     """
     if isinstance(error, ValueLostError):
-        return item.n_spared < _MAX_SPARED
-    return (
-        isinstance(error, KilledWorker)
-        and job.is_announced
-        and job.last_begun is not item
-        and item.n_spared < _MAX_SPARED
-    )
+        return True
+    return isinstance(error, KilledWorker) and job.is_announced and job.last_begun is not item
 
 
 def in_words(error: BaseException | None, failures: int) -> str:

@@ -10,7 +10,7 @@ from deepflow.decide.location import nearest_workers
 from deepflow.decide.model import WorkerOffer
 from deepflow.hints import Near, parse_label_resource
 from deepflow.locate.locator import Locator
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import fell_back
 
 __all__ = ["Offering"]
 
@@ -75,7 +75,7 @@ class Offering:
 
 
 def _count_fallback(kind: str) -> None:
-    metrics.inc("deepflow_fallbacks_total", kind=kind)
+    fell_back(kind)
 
 
 def _labels(resources: Mapping[str, float]) -> dict[str, str]:

@@ -27,9 +27,10 @@ from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.registry import STOCK
 from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
-from deepflow.observe import history, metrics
+from deepflow.observe import history
 from deepflow.observe.artifact import REPORT_KEY, Forecast, Replay, flow_report_markdown
 from deepflow.observe.explain import in_seconds, n_task_runs
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.observe.journal import JournalWriter
 from deepflow.observe.text import clean
 from deepflow.sim import forecast
@@ -79,7 +80,7 @@ class Placing:
         try:
             self._register(flow, flow_run)
         except Exception as exc:  # noqa: BLE001 - the flow can do without
-            metrics.inc("deepflow_fallbacks_total", kind="placement_off")
+            fell_back(Fallback.PLACEMENT_OFF)
             self._logger.warning(
                 "deepflow does not place tasks on this cluster, Dask does: the scheduler does not "
                 "take the plugin (%r); is deepflow of this version installed there?",
@@ -105,7 +106,7 @@ class Placing:
         self.is_placing = bool(report["is_placing"])
         self._in_force = str(report["policy"])
         if report["faults"]:
-            metrics.inc("deepflow_fallbacks_total", kind="placement_off")
+            fell_back(Fallback.PLACEMENT_OFF)
             self._logger.warning(
                 "deepflow does not place tasks on this cluster, Dask does: %s", report["faults"][0]
             )
@@ -142,7 +143,7 @@ class Placing:
             if self._flow_run is not None and is_told:
                 self._finish(self._flow_run, more, notes)
         except Exception as exc:  # noqa: BLE001 - the run's results are not touched by it
-            metrics.inc("deepflow_fallbacks_total", kind="placement_record")
+            fell_back(Fallback.PLACEMENT_RECORD)
             self._logger.warning("What became of this flow run's tasks is not recorded: %r", exc)
         finally:
             if self._history is not None:
@@ -196,7 +197,7 @@ class Placing:
         try:
             self._write_journal(folder, run, events)
         except (OSError, JournalError) as exc:
-            metrics.inc("deepflow_fallbacks_total", kind="placement_record")
+            fell_back(Fallback.PLACEMENT_RECORD)
             self._logger.warning(
                 "This flow run leaves no journal for `deepflow explain` in %s (%s); make room "
                 "there or allow writing, or name another folder with DEEPFLOW_STATE_DIR",
@@ -274,13 +275,13 @@ class Placing:
         try:
             found = self._forecasting.result()
             if isinstance(found, str):
-                metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
+                fell_back(Fallback.NO_FORECAST)
             self._update(found)
         except Exception as exc:  # noqa: BLE001 - the report is there, a paragraph shorter
             self._lacks_forecast(exc)
 
     def _lacks_forecast(self, exc: Exception) -> None:
-        metrics.inc("deepflow_fallbacks_total", kind="no_forecast")
+        fell_back(Fallback.NO_FORECAST)
         self._logger.warning("The report of this run lacks what the simulator says: %r", exc)
 
     def _show_forecast(

@@ -16,7 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 if TYPE_CHECKING:
     import logging
@@ -94,6 +94,6 @@ class Reactor:
             self._fault(exc)
 
     def _fault(self, exc: BaseException) -> None:
-        metrics.inc("deepflow_fallbacks_total", kind="dispatcher_fault")
+        fell_back(Fallback.DISPATCHER_FAULT)
         with suppress(Exception):  # a log handler's trouble
             self._logger.error("deepflow's dispatcher met a fault and goes on", exc_info=exc)

@@ -17,6 +17,7 @@ from deepflow.decide.batching import next_wave
 from deepflow.observe import metrics
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.items import Item, MapPlan
+from deepflow.runner.driver.lifecycle import Event, RunState
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.driver.sending import Sender
 
@@ -62,12 +63,11 @@ class Gate:
             # With one input at a time: an item that waited with each of them would be asked, and
             # would wait again with all the others, each time one of them is done.
             blocker.dependents.append(item)
-        elif item.job is None and not item.is_done:
+        elif item.state is RunState.HELD_FOR_INPUTS:
             self.send([[item]])
 
-    def send_once_settled(self, item: Item) -> None:
-        """Send `item`, whose job came to nothing, when each input is done and not before."""
-        item.job = None
+    def send_once_done(self, item: Item) -> None:
+        """Send `item`, whose Dask task came to nothing, when each input is done and not before."""
         item.needs_done = True
         self.send_when_ready(item)
 
@@ -84,7 +84,7 @@ class Gate:
         try:
             while self._to_release:
                 dependent = self._to_release.popleft()
-                if not dependent.is_done and dependent.job is None and not dependent.is_waiting:
+                if dependent.state is RunState.HELD_FOR_INPUTS:
                     self.send_when_ready(dependent)
         finally:
             self._is_releasing = False
@@ -94,6 +94,8 @@ class Gate:
     def send(self, groups: list[list[Item]]) -> None:
         """Send each group as one Dask task, whether its items are ready or not."""
         for items in groups:
+            for item in items:
+                item.life.handle(Event.SEND)
             self._sender.put(items)
             if len(items) > 1:
                 metrics.inc("deepflow_batches_total")
@@ -109,12 +111,14 @@ class Gate:
         if not template.may_batch:
             self.send([[item] for item in ready])
             for item in items:
-                if item.job is None:
+                if item.state is RunState.HELD_FOR_INPUTS:
                     self.send_when_ready(item)
             return
         for item in items:
             if _blocker(item) is not None:
                 self.send_when_ready(item)
+        for item in ready:
+            item.life.handle(Event.HOLD_FOR_PILOT)
         plan = MapPlan(template.learned_as, deque(ready))
         self._advance_plan(plan)
         if plan.waiting:

@@ -21,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.recording import Recording
 from deepflow.runner.driver.server_link import ServerLink
 from deepflow.runner.wire import EventRecord
@@ -115,7 +116,7 @@ class Recorder:
             except Exception as exc:
                 # What is queued is still to be said.
                 self._recording.error = exc
-                metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+                fell_back(Fallback.SERVICE_FAULT)
                 if not self._has_failed:
                     self._has_failed = True
                     with suppress(Exception):  # a log handler's trouble

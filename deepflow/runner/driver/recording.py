@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.events import bare, renewed, with_note
 from deepflow.runner.wire import EventRecord
 
@@ -194,7 +195,7 @@ class Recording:
             try:
                 admitted = self.settled.admit(record)
             except Exception:  # noqa: BLE001 - what is odd in one record keeps no other back
-                metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+                fell_back(Fallback.SERVICE_FAULT)
                 admitted = record
             if admitted is not None:
                 self.queue.append(admitted)
@@ -258,7 +259,7 @@ class Recording:
                     exc,
                 )
             self.error = exc
-            metrics.inc("deepflow_fallbacks_total", kind="server_unreachable")
+            fell_back(Fallback.SERVER_UNREACHABLE)
             await asyncio.sleep(_RETRY_AFTER_S)
             return False
         self.error = None
@@ -300,7 +301,7 @@ class Recording:
         try:
             await server.send(record)
         except _OF_THE_RECORD as exc:
-            metrics.inc("deepflow_fallbacks_total", kind="bare_event")
+            fell_back(Fallback.BARE_EVENT)
             try:
                 await server.send(bare(record))
             except _OF_THE_RECORD:
@@ -319,7 +320,7 @@ class Recording:
         self._n_broken = 1 if has_lasted else self._n_broken + 1
         self._connected_at_s = now_s
         if self._n_broken > _MAX_BROKEN:
-            metrics.inc("deepflow_fallbacks_total", kind="bare_event")
+            fell_back(Fallback.BARE_EVENT)
             self._window.replace(bare)
 
     async def _catch_up(self, server: Server) -> None:
@@ -330,7 +331,7 @@ class Recording:
             if self._now_s() - started_s > 2 * _STALL_S:
                 # This very event was dropped, or the server is very slow: the comparison at the
                 # end finds what is missing, so go on rather than stand still.
-                metrics.inc("deepflow_fallbacks_total", kind="recorder_probe_expired")
+                fell_back(Fallback.RECORDER_PROBE_EXPIRED)
                 break
             await asyncio.sleep(_PROBE_EVERY_S)
         else:

@@ -25,7 +25,7 @@ from prefect.utilities.engine import get_state_for_result
 
 from deepflow.errors import UnresolvedInputError
 from deepflow.intermediates.parcel import Parcel
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.future import DeepflowFuture
 from deepflow.runner.driver.items import Item, SharedArgument
 from deepflow.runner.driver.shared import is_shared_kind, large_size
@@ -163,7 +163,7 @@ class References:
         except UnresolvedInputError:
             raise
         except Exception:  # noqa: BLE001 - pickling runs the user's code; the call says what fails
-            metrics.inc("deepflow_fallbacks_total", kind="argument_not_shareable")
+            fell_back(Fallback.ARGUMENT_NOT_SHAREABLE)
             return None
         self.shared_bytes += n_bytes
         shared = self._session.shared.of(value, parcel, self._session.client)

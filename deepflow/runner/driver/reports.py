@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect.states import Crashed
 
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.losses import Losses
 from deepflow.runner.driver.naming import RunNames
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.driver.readiness import Gate
 from deepflow.runner.driver.recorder import Recorder
 from deepflow.runner.driver.sending import Sender
-from deepflow.runner.driver.settling import Settling
-from deepflow.runner.wire import Message, OutcomeReport, Outcomes, unpack
+from deepflow.runner.driver.settling import Said, Settling
+from deepflow.runner.wire import Kind, Message, OutcomeReport, Outcomes, unpack
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+_EVENTS: Final[Mapping[Kind, Event]] = {
+    "begun": Event.BEGUN,
+    "done": Event.ENDED,
+    "retry": Event.RETRY,
+    "returned": Event.HANDED_BACK,
+    "deferred": Event.DEFERRED,
+}
 
 
 class Reports:
@@ -84,7 +94,8 @@ class Reports:
             for report in message.outcomes:
                 item = self._board.find_open(report.run_id)
                 if item is None:
-                    self._note_recomputed(report)
+                    if report.kind == "done":
+                        self._settling.note_recomputed()
                     continue
                 item.worker = message.worker
                 self._take_one(item, report)
@@ -103,65 +114,24 @@ class Reports:
         try:
             self._apply(item, report)
         except Exception as exc:
-            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            fell_back(Fallback.SERVICE_FAULT)
             self._board.logger.exception("A worker's report could not be taken in")
             why = f"What its worker reported could not be taken in: {type(exc).__name__}"
-            self._settling.settle_here(item, Crashed(message=why))
-
-    def _note_recomputed(self, report: OutcomeReport) -> None:
-        if report.kind != "done" or self._board.is_closing:
-            return
-        metrics.inc("deepflow_recomputed_total")
-        self._board.log_once(
-            "recomputed",
-            "A finished task was run again because the worker that held its result was lost; "
-            "mark it hints(durable=True) to have its result read back instead.",
-        )
+            self._settling.handle(item, Event.ABANDON, Said(state=Crashed(message=why)))
 
     def _apply(self, item: Item, report: OutcomeReport) -> None:
-        if report.kind == "done":
+        event = _EVENTS[report.kind]
+        if event is Event.ENDED:
             self._learn(item, report.run_s)
-            self._settling.finish(item, report.blob, report.state_type)
-        elif item.is_cancelling and report.kind in ("retry", "returned", "deferred"):
-            # It came back while its cancellation was on the way: it does not go again.
-            if report.kind == "retry":
-                item.resume = report.blob
-            self._settling.cancel_unbegun(item)
-        elif report.kind == "retry":
-            assert report.blob is not None
-            self._settling.retry_later(item, report.blob)
-        elif report.kind == "returned":
-            self._take_back(item)
-        elif report.kind == "begun":
-            if item.job is not None:
-                item.job.last_begun = item
-        elif report.kind == "deferred":
-            self._gate.leave_plan(item)
-            self._gate.send_once_settled(item)
+        elif event is Event.BEGUN and item.job is not None:
+            item.job.last_begun = item
+        self._settling.handle(item, event, Said(blob=report.blob, state_type=report.state_type))
 
     def _learn(self, item: Item, run_s: float) -> None:
         self._board.learn(item.template.learned_as, run_s)
         if item.sent_at_s:
             waited_s = time.time() - item.sent_at_s - run_s
             metrics.observe("deepflow_queue_wait_seconds", max(0.0, waited_s))
-
-    def _take_back(self, item: Item) -> None:
-        """A worker gave back an item that had not begun: send it elsewhere, in smaller groups."""
-        job = item.job
-        if job is None:
-            return
-        job.returned.append(item)
-        item.job = None
-        self._gate.leave_plan(item)
-        if len(job.returned) == 1:
-            self._reactor.soon(partial(self._send_returned, job))
-
-    def _send_returned(self, job: SentJob) -> None:
-        with self._board.turn():
-            items, job.returned = job.returned, []
-            items = [i for i in items if i.job is None and not i.is_done]
-            size = max(1, len(job.items) // 4)
-            self._gate.send([items[i : i + size] for i in range(0, len(items), size)])
 
     # -- what Dask says ------------------------------------------------------------------------
 
@@ -170,19 +140,27 @@ class Reports:
         with self._board.turn():
             if not job.open_items():
                 return
-        if status == "finished":
-            self._read_outcomes(job)
-        elif status in ("lost", "pending"):
-            if job.future is not None:
-                self._sender.watch(job, job.future)
-        else:
-            self._losses.lost(job, error)
+        try:
+            if status == "finished":
+                self._read_outcomes(job)
+            elif status in ("lost", "pending"):
+                if job.future is not None:
+                    self._sender.watch(job, job.future)
+            else:
+                self._losses.lost(job, error)
+        except Exception as exc:
+            # Nothing more is heard of this job, so nobody else would end its runs.
+            fell_back(Fallback.SERVICE_FAULT)
+            self._board.logger.exception("What became of a Dask task could not be taken in")
+            why = f"What became of its Dask task could not be taken in: {type(exc).__name__}: {exc}"
+            with self._board.turn():
+                for item in job.open_items():
+                    self._settling.handle(item, Event.ABANDON, Said(state=Crashed(message=why)))
 
     def _read_outcomes(self, job: SentJob) -> None:
         """Dask has a job's result but its report did not come: read the result itself."""
-        metrics.inc("deepflow_fallbacks_total", kind="report_missing")
-        self._board.log_once(
-            "report", "A worker's report was lost; reading the results themselves."
+        self._board.fell_back(
+            Fallback.REPORT_MISSING, "A worker's report was lost; reading the results themselves."
         )
         try:
             outcomes: Outcomes = self._client.gather(job.future)
@@ -193,7 +171,7 @@ class Reports:
             for item in job.open_items():
                 entry = outcomes.find(item.run_id)
                 if entry is None:
-                    self._take_back(item)
+                    self._settling.handle(item, Event.HANDED_BACK)
                     continue
                 blob = entry.content if isinstance(entry.content, bytes) else None
                 report = OutcomeReport(item.run_id, entry.kind, blob, entry.state_type, entry.run_s)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from deepflow.errors import InfrastructureError
 from deepflow.observe.text import clean, cleaned
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.items import Item, SentJob, SharedArgument, Template
+from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.naming import RunNames
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.wire import (
@@ -79,6 +81,8 @@ class Sender:
         self._on_end = on_end
         self._names = names
         self._outgoing: list[SentJob] = []
+        self._sending = threading.Lock()
+        """One graph after the other, in the order in which they were put. Not taken in a turn."""
         self._is_flush_due = False
         self._numbers = itertools.count()
 
@@ -100,17 +104,40 @@ class Sender:
         )
 
     def flush(self) -> None:
-        """Send what is queued: consecutive jobs of the same placement as one graph (any thread)."""
-        with self._board.turn():
-            self._is_flush_due = False
-            outgoing, self._outgoing = self._outgoing, []
-            jobs = []
-            for job in outgoing:
-                job.items = job.open_items()
-                if job.items:
-                    jobs.append(job)
-            for _, graph in itertools.groupby(jobs, key=_placement):
-                self._send_graph(list(graph))
+        """Send what is queued: consecutive jobs of the same placement as one graph.
+
+        Any thread, but not in a turn: large arguments that the cluster has not, or has lost, go
+        there first, and nobody's turn waits for the network.
+        """
+        with self._sending:
+            with self._board.turn():
+                self._is_flush_due = False
+                outgoing, self._outgoing = self._outgoing, []
+                arguments = _arguments(outgoing)
+            broken = self._put_arguments(arguments)
+            with self._board.turn():
+                jobs = []
+                for job in outgoing:
+                    job.items = job.open_items()
+                    error = _first(broken, _arguments([job])) if broken else None
+                    if error is not None:
+                        self._reactor.soon(partial(self._on_end, job, "error", error))
+                    elif job.items:
+                        jobs.append(job)
+                for _, graph in itertools.groupby(jobs, key=_placement):
+                    self._send_graph(list(graph))
+
+    def _put_arguments(
+        self, arguments: Iterable[SharedArgument]
+    ) -> dict[SharedArgument, Exception]:
+        """Have these on the cluster; returns those that cannot be, with why."""
+        broken: dict[SharedArgument, Exception] = {}
+        for argument in arguments:
+            try:
+                argument.put(self._client)
+            except Exception as exc:  # noqa: BLE001 - it becomes the end of the runs that need it
+                broken[argument] = exc
+        return broken
 
     def _send_graph(self, jobs: list[SentJob]) -> None:
         try:
@@ -135,6 +162,7 @@ class Sender:
             job.future = future
             self._names.sent(job.key, job.items)
             for item in job.items:
+                item.life.handle(Event.SENT)
                 item.sent_at_s = now_s
             self.watch(job, future)
 
@@ -171,7 +199,7 @@ class Sender:
         """Whether workers are to say when these runs begin: they may be the death of them."""
         if self._settings.infra_retries == 0:
             return True
-        return any(item.failures or item.n_spared for item in items)
+        return any(item.life.failures or item.life.n_spared for item in items)
 
     def _job_blob(self, items: list[Item], is_announced: bool) -> tuple[bytes, list[str]]:
         """The pickled job, and the keys of the Dask tasks it depends on."""
@@ -213,8 +241,7 @@ class Sender:
         if isinstance(reference, bytes):
             return Inline(reference)
         if isinstance(reference, SharedArgument):
-            key = str(reference.future(self._client).key)
-            return Shared(dependencies.setdefault(key, len(dependencies)))
+            return Shared(dependencies.setdefault(reference.key, len(dependencies)))
         if isinstance(reference, DaskFuture):
             return Foreign(dependencies.setdefault(str(reference.key), len(dependencies)))
         assert isinstance(reference, Item)
@@ -235,6 +262,23 @@ def _position(item: Item, dependencies: dict[str, int]) -> int:
     if item.job is None:
         raise InfrastructureError(f"input {item.name!r} is neither done nor at work")
     return dependencies.setdefault(item.job.key, len(dependencies))
+
+
+def _arguments(jobs: Iterable[SentJob]) -> list[SharedArgument]:
+    """The large arguments that these jobs refer to."""
+    found: dict[SharedArgument, None] = {}
+    for job in jobs:
+        for item in job.items:
+            template = item.template
+            for of in (item.references, template.static_references, template.code_references):
+                found.update((one, None) for one in of if isinstance(one, SharedArgument))
+    return list(found)
+
+
+def _first(
+    broken: Mapping[SharedArgument, Exception], arguments: Iterable[SharedArgument]
+) -> Exception | None:
+    return next((broken[one] for one in arguments if one in broken), None)
 
 
 def _placement(job: SentJob) -> tuple[Any, ...]:

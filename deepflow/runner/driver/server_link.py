@@ -15,7 +15,7 @@ from prefect.events.clients import get_events_client
 from prefect.events.related import related_resources_from_run_context
 from prefect.settings import get_current_settings
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.observe.text import cleaned, to_json
 from deepflow.runner.driver.recording import FINAL_TYPES
 from deepflow.runner.events import complete_event
@@ -66,7 +66,7 @@ class ServerLink:
             self._n_unrelated += 1
             if self._n_unrelated < _UNRELATED_TRIES or self._flow_run_id is None:
                 raise
-            metrics.inc("deepflow_fallbacks_total", kind="related_unknown")
+            fell_back(Fallback.RELATED_UNKNOWN)
             base = [
                 {
                     "prefect.resource.id": f"prefect.flow-run.{self._flow_run_id}",

@@ -23,6 +23,7 @@ from deepflow.decide.events import Moved, TasksNamed
 from deepflow.intermediates import registration
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.config import RunnerConfig
 from deepflow.runner.driver.connecting import Connection
 from deepflow.runner.driver.dispatch import Dispatcher
@@ -136,7 +137,7 @@ class Session:
         except metrics.MetricError as exc:
             if not isinstance(exc.__cause__, OSError) or exc.__cause__.errno != errno.EADDRINUSE:
                 raise
-            metrics.inc("deepflow_fallbacks_total", kind="metrics_port_taken")
+            fell_back(Fallback.METRICS_PORT_TAKEN)
             self.logger.warning("This flow run's metrics are not exported: %s", exc)
 
     def _let_odd_text_pass(self) -> None:
@@ -256,7 +257,7 @@ class Session:
         try:
             end_cancelled(self._flow_run)
         except Exception as exc:  # noqa: BLE001 - its runs are stopped, which is what counts
-            metrics.inc("deepflow_fallbacks_total", kind="cancellation_not_recorded")
+            fell_back(Fallback.CANCELLATION_NOT_RECORDED)
             self.logger.warning("The server could not be told that the flow run ended: %r", exc)
 
     def _notes(self) -> list[str]:

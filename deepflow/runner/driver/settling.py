@@ -1,12 +1,16 @@
-"""How runs end, or wait for their next attempt, on the driver.
+"""What happens to a run on the driver: events in, the table's effects performed.
 
-A worker gives most runs their final state; the driver gives one to those for which no worker will
-(cancelled in the queue, lost with their workers), and tells Prefect's server of it.
+`lifecycle.py` says what an event does to a run; here it is done. A worker gives most runs their
+final state. The driver gives one to those for which no worker will (cancelled in the queue, lost
+with their workers), and tells Prefect's server of it.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.states import Cancelled, Completed
@@ -14,24 +18,52 @@ from prefect.states import Cancelled, Completed
 from deepflow.errors import InfrastructureError
 from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.board import Board
-from deepflow.runner.driver.items import Item
+from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.lifecycle import Effect, Event, RunState
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.driver.readiness import Gate
 from deepflow.runner.events import state_event
 from deepflow.runner.runs import advance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from prefect.client.schemas import TaskRun
     from prefect.client.schemas.objects import State
 
     from deepflow.runner.wire import EventRecord
 
+__all__ = ["Said", "Settling", "cancelled_before_it_began"]
+
+
+@dataclass(slots=True)
+class Said:
+    """What comes with an event."""
+
+    blob: bytes | None = None
+    """As its worker has sent it: the final state (None: the worker keeps it), or, where the run is
+    to be retried, its record so far."""
+    state_type: str = ""
+    """The type of that state."""
+    state: State[Any] | None = None
+    """A state that the driver gives the run."""
+    task_run: TaskRun | None = None
+    """The run's record, where it is known better than from the run itself."""
+    n_retries: int = 0
+    """Of the task's own, this one included, where the driver has the run retried."""
+
+
+def cancelled_before_it_began() -> Said:
+    """The end of a run that no worker has begun."""
+    return Said(state=Cancelled(message="Cancelled before it began."))
+
+
+def _is_cancelled(state: State[Any] | None) -> bool:
+    return state is not None and state.is_cancelled()
+
 
 class Settling:
-    """Gives items their end, or their next attempt. Use in a turn."""
+    """Takes events for items and does what the table says. Use in a turn."""
 
     def __init__(
         self, board: Board, gate: Gate, reactor: Reactor, put_event: Callable[[EventRecord], None]
@@ -40,30 +72,39 @@ class Settling:
         self._gate = gate
         self._reactor = reactor
         self._put_event = put_event
+        self._perform: dict[Effect, Callable[[Item, Said], None]] = {
+            Effect.DETACH: self._detach,
+            Effect.LET_GO: self._let_go,
+            Effect.LEAVE_PLAN: lambda item, said: gate.leave_plan(item),
+            Effect.TRY: lambda item, said: gate.send_when_ready(item),
+            Effect.TRY_ONCE_DONE: lambda item, said: gate.send_once_done(item),
+            Effect.WAKE: self._wake,
+            Effect.SEND_ELSEWHERE: self._send_elsewhere,
+            Effect.TELL_WORKER: lambda item, said: None,  # by who cancels, for all runs at once
+            Effect.TELL_SERVER: self._tell_server,
+            Effect.FINISH: self._finish,
+            Effect.RELEASE: lambda item, said: gate.release_dependents(item),
+            Effect.OVERRULE: self._overrule,
+            Effect.NOTE_RECOMPUTED: lambda item, said: self.note_recomputed(),
+        }
 
-    def finish(self, item: Item, blob: bytes | None, state_type: str) -> None:
-        """An item reached its final state; `blob` is that state, or None if a worker keeps it."""
-        if item.is_done:
-            return
-        item.settle(blob, state_type)
-        self._board.finished(item)
-        if blob is not None and item.job is not None:
-            item.job.let_go(item)
-        self._gate.leave_plan(item)
-        self._gate.release_dependents(item)
+    def handle(self, item: Item, event: Event, said: Said | None = None) -> tuple[Effect, ...]:
+        """An event happens to a run; returns what was done about it.
 
-    def settle_here(self, item: Item, state: State[Any], task_run: TaskRun | None = None) -> None:
-        """Give a run its final state on the driver, for no worker will."""
-        if item.is_done:
-            return
-        if task_run is None:
-            task_run = item.task_run(self._board.flow_run_id)
-        if state.is_crashed():
-            state.data = InfrastructureError(state.message or "")
-        self._emit(task_run, state)
-        outcome = "crashed" if state.is_crashed() else "cancelled"
-        metrics.inc("deepflow_tasks_total", outcome=outcome)
-        self.finish(item, Parcel.of(state).to_bytes(), state.type.value)
+        Raises:
+            IllegalMoveError: it makes no sense in the run's state; nothing has changed.
+        """
+        effects = item.life.handle(event)
+        if effects:
+            said = Said() if said is None else said
+            if item.state is RunState.CANCELLED and not _is_cancelled(said.state):
+                # It came back while its cancellation was on the way: it does not go again.
+                if event is Event.RETRY:
+                    item.resume = said.blob
+                said = cancelled_before_it_began()
+            for effect in effects:
+                self._perform[effect](item, said)
+        return effects
 
     def tell_rolled_back(self, record: bytes) -> None:
         """Tell the server that a run was rolled back; `record`: its pickled task run."""
@@ -72,44 +113,80 @@ class Settling:
         )
         self._emit(pickle.loads(record), state)
 
-    def overrule(self, item: Item, state: State[Any], record: bytes) -> None:
-        """Give a run that is done another end, which the server hears of as well."""
-        task_run = pickle.loads(record) if record else item.task_run(self._board.flow_run_id)
-        self._emit(task_run, state)
-        item.settle(Parcel.of(state).to_bytes(), state.type.value)
-        if item.job is not None:
+    def note_recomputed(self) -> None:
+        """A run that was done has run again, since its result was lost."""
+        if self._board.is_closing:
+            return
+        metrics.inc("deepflow_recomputed_total")
+        self._board.log_once(
+            "recomputed",
+            "A finished task was run again because the worker that held its result was lost; "
+            "mark it hints(durable=True) to have its result read back instead.",
+        )
+
+    # -- effects -------------------------------------------------------------------------------
+
+    def _detach(self, item: Item, said: Said) -> None:
+        item.job = None
+
+    def _let_go(self, item: Item, said: Said) -> None:
+        # A value that its worker keeps is still to be had from its Dask task.
+        is_kept = item.state is RunState.DONE and item.blob is None
+        if item.job is not None and not is_kept:
             item.job.let_go(item)
 
-    def cancel_unbegun(self, item: Item) -> None:
-        """Give a run that is not to begin any more the state Cancelled."""
-        self.settle_here(item, Cancelled(message="Cancelled before it began."))
+    def _wake(self, item: Item, said: Said) -> None:
+        """Hold an item until its retry is due; its record so far goes with the next attempt."""
+        if said.blob is None:
+            assert said.state is not None
+            due = said.state.state_details.scheduled_time
+            assert due is not None
+            record = (said.task_run, said.n_retries, due.timestamp())
+            said.blob = pickle.dumps(record, protocol=5)
+        item.resume = said.blob
+        _, _, due_s = pickle.loads(said.blob)
+        self._reactor.at(due_s, partial(self._call_due, item))
 
-    def retry_later(self, item: Item, blob: bytes) -> None:
-        """Hold an item until its retry is due; `blob` is the pickled resume record."""
-        _, _, ready_at_s = pickle.loads(blob)
-        item.resume = blob
-        self._gate.leave_plan(item)
-        if item.job is not None:
-            item.job.let_go(item)
-            item.job = None
-        item.is_waiting = True
+    def _call_due(self, item: Item) -> None:
+        with self._board.turn():
+            self.handle(item, Event.DUE)
 
-        def again() -> None:
-            with self._board.turn():
-                item.is_waiting = False
-                if not item.is_done:
-                    self._gate.send_when_ready(item)
+    def _send_elsewhere(self, item: Item, said: Said) -> None:
+        """Its worker has not begun it: send it elsewhere, in a smaller group."""
+        job, item.job = item.job, None
+        assert job is not None, "what is in Dask is in a Dask task"
+        job.returned.append(item)
+        if len(job.returned) == 1:
+            self._reactor.soon(partial(self._send_returned, job))
 
-        self._reactor.at(ready_at_s, again)
+    def _send_returned(self, job: SentJob) -> None:
+        with self._board.turn():
+            items, job.returned = job.returned, []
+            items = [item for item in items if item.state is RunState.RETURNED]
+            size = max(1, len(job.items) // 4)
+            self._gate.send([items[i : i + size] for i in range(0, len(items), size)])
 
-    def retry_after_crash(
-        self, item: Item, task_run: TaskRun, retries: int, state: State[Any]
-    ) -> None:
-        """Hold an item that the infrastructure broke until `state`, an AwaitingRetry, is due."""
-        due = state.state_details.scheduled_time
-        assert due is not None
-        self._emit(task_run, state)
-        self.retry_later(item, pickle.dumps((task_run, retries, due.timestamp()), protocol=5))
+    def _tell_server(self, item: Item, said: Said) -> None:
+        state = said.state
+        assert state is not None, "a state given here comes with its event"
+        if said.task_run is None:
+            said.task_run = item.task_run(self._board.flow_run_id)
+        if state.is_crashed():
+            state.data = InfrastructureError(state.message or "")
+        self._emit(said.task_run, state)
+
+    def _finish(self, item: Item, said: Said) -> None:
+        if said.state is not None:
+            outcome = "crashed" if said.state.is_crashed() else "cancelled"
+            metrics.inc("deepflow_tasks_total", outcome=outcome)
+            said.blob = Parcel.of(said.state).to_bytes()
+            said.state_type = said.state.type.value
+        item.settle(said.blob, said.state_type)
+        self._board.finished(item)
+
+    def _overrule(self, item: Item, said: Said) -> None:
+        assert said.state is not None
+        item.settle(Parcel.of(said.state).to_bytes(), said.state.type.value)
 
     def _emit(self, task_run: TaskRun, state: State[Any]) -> None:
         before = advance(task_run, state)
@@ -117,5 +194,5 @@ class Settling:
             self._put_event(state_event(task_run, before, state))
         except Exception:
             # A state that cannot be told is no reason to leave the run open.
-            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            fell_back(Fallback.SERVICE_FAULT)
             self._board.logger.exception("The state of task run %s could not be told", task_run.id)

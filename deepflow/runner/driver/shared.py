@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from deepflow.intermediates.parcel import Parcel
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.items import SharedArgument
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def large_size(value: Any, threshold_bytes: int) -> int:
     try:
         size = _size(value, measure)
     except Exception:  # noqa: BLE001 - such as sparse tensors: they go with the call
-        metrics.inc("deepflow_fallbacks_total", kind="argument_not_shareable")
+        fell_back(Fallback.ARGUMENT_NOT_SHAREABLE)
         return 0
     return size if size >= threshold_bytes else 0
 
@@ -96,7 +96,7 @@ class SharedArguments:
                 shared = self._known[digest] = SharedArgument(
                     value, parcel, digest, lambda: content_digest(Parcel.of(value))
                 )
-            shared.future(client)
+            shared.put(client)
             self._recent[digest] = shared
             self._recent.move_to_end(digest)
             while len(self._recent) > _KEEP:

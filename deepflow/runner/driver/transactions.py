@@ -29,7 +29,7 @@ from prefect.transactions import (
 )
 from pydantic import PrivateAttr
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.staged import StagedRecord
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def remark_on(task: Task[Any, Any]) -> str | None:
         or not (task.on_rollback_hooks or task.on_commit_hooks)
     ):
         return None
-    metrics.inc("deepflow_fallbacks_total", kind="run_outside_of_transaction")
+    fell_back(Fallback.RUN_OUTSIDE_OF_TRANSACTION)
     return (
         f"Task {task.name!r} has rollback or commit hooks and is submitted within a transaction "
         "that does not reach its run on a worker (it commits eagerly, is SERIALIZABLE, or belongs "

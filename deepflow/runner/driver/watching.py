@@ -17,7 +17,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, SaidOnce, fell_back
 
 if TYPE_CHECKING:
     import logging
@@ -47,7 +47,7 @@ class CancellationWatch:
         self._every_s = EVERY_S if every_s is None else every_s
         self._on_end = on_end
         self._closing = threading.Event()
-        self._has_said = False
+        self._once = SaidOnce()
         # In the context of the flow run: its settings say where the server is.
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._run,), name="deepflow-cancellation", daemon=True
@@ -71,13 +71,14 @@ class CancellationWatch:
             try:
                 states = self._read()
             except Exception as exc:  # noqa: BLE001 - whatever the server says, the flow goes on
-                metrics.inc("deepflow_fallbacks_total", kind="cancellation_unknown")
+                fell_back(
+                    Fallback.CANCELLATION_UNKNOWN,
+                    self._logger,
+                    "The server does not say whether this flow run is cancelled: %r",
+                    exc,
+                    once=self._once,
+                )
                 wait_s = max(_AFTER_A_FAULT_S, self._every_s)
-                if not self._has_said:
-                    self._has_said = True
-                    self._logger.warning(
-                        "The server does not say whether this flow run is cancelled: %r", exc
-                    )
                 continue
             if not self._closing.is_set() and _CANCELLED.intersection(states):
                 self.is_cancelled = True

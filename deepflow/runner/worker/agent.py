@@ -13,7 +13,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from distributed.utils import sync
 from deepflow.errors import ContextMissingError
 from deepflow.intermediates.loading import HOME, loads
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.events import state_event
 from deepflow.runner.lru import LruCache
 from deepflow.runner.wire import (
@@ -415,14 +415,9 @@ class Agent:
 
 def _note_fault(what: str, exc: BaseException) -> None:
     """Count what must not end a thread of the agent's; logged once for each kind."""
-    metrics.inc("deepflow_fallbacks_total", kind="service_fault")
-    if what not in _said:
-        _said.add(what)
-        with suppress(Exception):  # a log handler's trouble
-            _log.error("On a worker %s", what, exc_info=exc)
+    fell_back(Fallback.SERVICE_FAULT, _log, "On a worker %s", what, cause=what, error=exc)
 
 
-_said: set[str] = set()
 _agents: dict[str, Agent] = {}
 _agents_lock = threading.Lock()
 

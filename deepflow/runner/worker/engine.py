@@ -46,7 +46,7 @@ from prefect.transactions import IsolationLevel, get_transaction
 from prefect.utilities.callables import call_with_parameters
 
 from deepflow.intermediates.sizes import measure
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.runs import advance
 from deepflow.runner.slots import Slot, slot_of_call
 from deepflow.runner.staged import StagedRecord, in_transaction, staged
@@ -333,7 +333,7 @@ class TimedCall:
             self._woken.wait(timeout_s)
         self._stop()
         if self._is_stopped and not self._ended.wait(_UNWIND_S):
-            metrics.inc("deepflow_fallbacks_total", kind="thread_abandoned")
+            fell_back(Fallback.THREAD_ABANDONED)
         if self._is_stopped or self._outcome is None:
             if seat.cancelled:
                 raise Interrupted(CANCELLED_MESSAGE)

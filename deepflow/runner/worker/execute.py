@@ -35,6 +35,7 @@ from deepflow.errors import UnpicklableResultError
 from deepflow.intermediates.loading import Scope, loads
 from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.runs import advance, new_task_run
 from deepflow.runner.slots import Slot, current_slot
 from deepflow.runner.wire import (
@@ -195,7 +196,7 @@ class _Values:
             if not content.is_here:
                 self.left_behind = content
                 raise UnpicklableResultError(content.why)
-            metrics.inc("deepflow_fallbacks_total", kind="input_shared")
+            fell_back(Fallback.INPUT_SHARED)
             state = content.value[0]
         else:
             assert isinstance(content, Parcel)
@@ -206,7 +207,7 @@ class _Values:
         try:
             return Parcel.of(value).open(self._classes)
         except Exception:  # noqa: BLE001 - pickling runs the user's code
-            metrics.inc("deepflow_fallbacks_total", kind="input_shared")
+            fell_back(Fallback.INPUT_SHARED)
             return value
 
 

@@ -19,7 +19,7 @@ from prefect._internal.result_records import ResultRecord
 from deepflow.errors import RemoteTaskError
 from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel, Stuck
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.staged import StagedRecord
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def packed(state: State[Any], task_run: TaskRun, task_name: str) -> Parcel | Stu
             return Parcel(pickle.dumps(state, protocol=5))
         return Parcel.of(state)
     except BaseException as exc:  # noqa: BLE001 - pickling runs the user's code
-        metrics.inc("deepflow_fallbacks_total", kind="unpicklable_result")
+        fell_back(Fallback.UNPICKLABLE_RESULT)
         why = (
             f"the result of task {task_name!r} (run {task_run.name!r}) is a "
             f"{_type_name(type(value_of(state)))} that cannot be pickled ({_text_of(exc)}), so it "
@@ -75,7 +75,7 @@ def let_travel(state: State[Any], task_name: str, scope: Scope) -> None:
     why = _why_not(exc, scope)
     if why is None:
         return
-    metrics.inc("deepflow_fallbacks_total", kind="unpicklable_exception")
+    fell_back(Fallback.UNPICKLABLE_EXCEPTION)
     story = (
         f"task {task_name!r}: the exception does not come out of its pickle ({why}); give its "
         "class a __reduce__, or pass all arguments of __init__ to super().__init__"

@@ -31,7 +31,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_EXTRA_LOGGERS
 
 from deepflow.intermediates.loading import Scope
 from deepflow.intermediates.parcel import Parcel
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.captured import CapturedContext
 from deepflow.runner.outgoing import clean_api_logs
 from deepflow.runner.results.storage import DeepflowResultStore
@@ -70,7 +70,7 @@ def _apart(parameters: dict[str, Any] | None) -> Parcel | None:
     try:
         return Parcel.of(parameters)
     except Exception:  # noqa: BLE001 - pickling runs the user's code
-        metrics.inc("deepflow_fallbacks_total", kind="flow_parameters_shared")
+        fell_back(Fallback.FLOW_PARAMETERS_SHARED)
         return None
 
 
