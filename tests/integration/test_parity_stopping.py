@@ -15,6 +15,7 @@ from distributed import LocalCluster
 from prefect import task
 
 from deepflow import hints
+from deepflow.runner.driver.lifecycle import RunState
 from tests.integration.api import Api
 from tests.integration.notes import (
     await_death,
@@ -380,7 +381,6 @@ CANCELLED_DRIVER = """
 import sys, time
 from prefect import flow, task
 from deepflow import DeepflowTaskRunner
-from deepflow.runner.driver.lifecycle import RunState
 from tests.integration.notes import note
 
 path = sys.argv[1]

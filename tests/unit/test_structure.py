@@ -1,4 +1,4 @@
-"""What the import contracts do not say: no long circles of files, and none too long without a reason."""
+"""What import contracts do not say: no long circles, and no long file without a reason."""
 
 from __future__ import annotations
 
