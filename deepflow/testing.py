@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deepflow.backend.contract import LAST_LINES, may_use
 from deepflow.decide.events import Event
 from deepflow.decide.model import WorkerClass
 from deepflow.decide.trail import TaskTrail, Trail
@@ -132,8 +133,6 @@ def deepflow_test_harness(
 
 @contextlib.contextmanager
 def _prefect_server(home: Path) -> Iterator[None]:
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     from deepflow.runner.server import EmbeddedServer
@@ -144,8 +143,12 @@ def _prefect_server(home: Path) -> Iterator[None]:
     ):
         yield
         # Said while somebody listens; afterwards these threads would try for a minute.
-        APILogWorker.drain_all(timeout=10)
-        EventsWorker.drain_all(timeout=10)
+        if may_use(LAST_LINES):
+            from prefect.events.worker import EventsWorker
+            from prefect.logging.handlers import APILogWorker
+
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ import dask
 import distributed  # gives its logger the level that is looked at here
 from distributed.deploy.spec import SpecCluster
 
+from deepflow.backend.contract import QUIET_LOGS, may_use
+
 __all__ = ["are_dask_logs_wanted", "quiet_dask_logs", "quiet_worker"]
 
 _LOGGER: Final = "distributed"
@@ -56,7 +58,12 @@ def are_dask_logs_wanted() -> bool:
 
 
 def _is_a_server_of_its_own() -> bool:
-    """Whether Dask servers run here that no cluster object of this process has made."""
+    """Whether Dask servers run here that no cluster object of this process has made.
+
+    True where that cannot be seen: then Dask's level stays.
+    """
+    if not may_use(QUIET_LOGS):
+        return True
     servers = (distributed.Scheduler, distributed.Worker, distributed.Nanny)
     has_server = any(len(kind._instances) for kind in servers)
     return has_server and not len(SpecCluster._instances)

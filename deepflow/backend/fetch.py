@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from distributed.comm.core import connect
 
+from deepflow.backend.contract import FETCHING, may_use
 from deepflow.backend.transfer.install import Options, fetcher_of
 from deepflow.observe import metrics
 
@@ -104,5 +105,15 @@ def fetch(
         TimeoutError: not there after `timeout_s` seconds.
         Exception: what Dask says where a result is lost for good.
     """
-    values: list[Any] = client.sync(_fetch, client, futures, transfer, callback_timeout=timeout_s)
+    if may_use(FETCHING):
+        how: tuple[Any, ...] = (_fetch, client, futures, transfer)
+    else:
+        how = (_gather_all, client, futures)
+    values: list[Any] = client.sync(*how, callback_timeout=timeout_s)
+    return values
+
+
+async def _gather_all(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
+    """The results by Dask's public way."""
+    values: list[Any] = await client.gather(list(futures), asynchronous=True)
     return values

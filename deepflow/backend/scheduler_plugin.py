@@ -11,9 +11,8 @@ A session introduces itself with the prefix of what it puts on the scheduler, an
 will: calls for the workers. When its client has been gone for a while, its Dask variables are
 deleted and the will is carried out.
 
-It uses `TaskState.suspicious` and `Scheduler.allowed_failures` (distributed 2026.8,
-`Scheduler.remove_worker`), `Scheduler.stream_handlers` and the `variables` extension, and overrides
-nothing.
+It overrides nothing. `backend/contract.py` lists the private parts that it uses. Where one is not
+as expected, what needs it is left out.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from deepflow.backend.contract import DEATHS, LAST_WILL, may_use
 from deepflow.backend.locks import LOCK, LockTable
 from deepflow.backend.placement.annotation import OURS
 
@@ -63,12 +63,17 @@ class ReportDeaths(SchedulerPlugin):
 
     def __init__(self) -> None:
         self._scheduler: Scheduler | None = None
+        self._counts_deaths = False
+        """Whether the first death of a worker is an error of the tasks that were on it."""
+        self._ends_sessions = False
+        """Whether the sessions of a driver that is gone are ended for it."""
         self._sessions: dict[str, list[Introduction]] = {}
         self._locks = LockTable()
 
     async def start(self, scheduler: Scheduler) -> None:
         """Keep the scheduler, whose table of tasks the hooks look into."""
         self._scheduler = scheduler
+        self._counts_deaths, self._ends_sessions = may_use(DEATHS), may_use(LAST_WILL)
         scheduler.stream_handlers[INTRODUCE] = self._introduce
         scheduler.handlers[LOCK] = self._locks.answer
 
@@ -95,7 +100,7 @@ class ReportDeaths(SchedulerPlugin):
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """A client is gone: if it stays away, end its sessions for it."""
-        if client in self._sessions:
+        if self._ends_sessions and client in self._sessions:
             scheduler._ongoing_background_tasks.call_later(
                 AWAY_S, self._end_sessions, scheduler, client
             )
@@ -125,7 +130,7 @@ class ReportDeaths(SchedulerPlugin):
         self, scheduler: Scheduler, *, annotations: Mapping[str, Mapping[Any, Any]], **_: Any
     ) -> None:
         """New tasks: those of ours stand one death before failing."""
-        for key in annotations.get(OURS, ()):
+        for key in annotations.get(OURS, ()) if self._counts_deaths else ():
             task = scheduler.tasks.get(key)
             if task is not None:
                 task.suspicious = scheduler.allowed_failures
@@ -135,7 +140,7 @@ class ReportDeaths(SchedulerPlugin):
 
         The driver has taken note of the run's end by then and would not send it again.
         """
-        if finish == "memory" and self._scheduler is not None:
+        if finish == "memory" and self._counts_deaths and self._scheduler is not None:
             task = self._scheduler.tasks.get(key)
             if task is not None and task.annotations and OURS in task.annotations:
                 task.suspicious = 0

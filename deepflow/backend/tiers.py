@@ -1,10 +1,10 @@
 """Gives a Dask worker tiers for its data, in place of Dask's spilling on the event loop.
 
-What of Dask is relied on, and looked at before: `WorkerMemoryManager.data` and `WorkerState.data`
-are one `SpillBuffer`, which is exchanged as a whole; `WorkerState.ready`, `TaskState.dependents`,
-`.priority` and `.startstops` tell what is wanted next and what a value costs; a lost value is
-released with a `FreeKeysEvent`, of which the scheduler is told. A worker whose data is
-something else keeps it, which is said once and counted.
+`WorkerMemoryManager.data` and `WorkerState.data` are one `SpillBuffer`, which is exchanged as a
+whole. `WorkerState.ready`, `TaskState.dependents`, `.priority` and `.startstops` tell what is
+wanted next and what a value costs. A lost value is released with a `FreeKeysEvent`, of which the
+scheduler is told. `backend/contract.py` lists these parts. Where one is not as expected, Dask
+spills. A worker whose data is something else keeps it, which is said once and counted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from distributed import spill, worker_state_machine
 from distributed.metrics import time
-from distributed.spill import SpillBuffer
-from distributed.worker_state_machine import FreeKeysEvent
 from tornado.ioloop import PeriodicCallback
 
+from deepflow.backend.contract import TIERS, may_use
 from deepflow.intermediates.arena import Arena
 from deepflow.intermediates.places import Disk, InMemory, Place, Remote
 from deepflow.intermediates.tiers import Hooks, TieredStore, Use
@@ -171,7 +171,9 @@ class Tiers:
         if any(one.key in worker.active_keys for one in task.dependents):
             worker.loop.call_later(_LOOK_EVERY_S, self._release, key)
             return
-        event = FreeKeysEvent(keys=[key], stimulus_id=f"deepflow-lost-{time()}")
+        event = worker_state_machine.FreeKeysEvent(
+            keys=[key], stimulus_id=f"deepflow-lost-{time()}"
+        )
         worker.handle_stimulus(event)
 
 
@@ -208,11 +210,13 @@ def install_tiers(worker: Worker, options: TierOptions) -> Tiers | None:
     """Give a worker tiers; None where Dask's own way has to stay, or nothing is ever evicted."""
     if worker in _tiers:
         return _tiers[worker]
+    if not may_use(TIERS):
+        return None
     manager = worker.memory_manager
     target = manager.memory_target_fraction or manager.memory_spill_fraction
     if not manager.memory_limit or not target:
         return None  # no limit, or spilling is switched off in Dask's configuration
-    if type(worker.data) is not SpillBuffer or worker.data is not worker.state.data:
+    if type(worker.data) is not spill.SpillBuffer or worker.data is not worker.state.data:
         metrics.inc("deepflow_fallbacks_total", kind="foreign_worker_data")
         _log.warning(
             "the worker keeps its data in a %s of its own: no tiers", type(worker.data).__name__

@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
-from distributed.sizeof import safe_sizeof
+from distributed import sizeof
 
 from deepflow.decide.evict import Backoff, Candidate, Room, place_for, victims
 from deepflow.errors import FrameError, ValueLostError
@@ -176,7 +176,7 @@ class TieredStore(MutableMapping[Any, Any]):
     # -- as a mapping --------------------------------------------------------------------------
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        entry = _Entry(safe_sizeof(value), value)
+        entry = _Entry(sizeof.safe_sizeof(value), value)
         with self._lock:
             if key in self._entries:
                 self._drop(key)

@@ -35,6 +35,9 @@ def main() -> None:
             "group; to start a server by hand use `prefect server start`"
         )
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    from deepflow.backend.contract import SERVER, may_use
+
+    may_use(SERVER)
     from prefect.cli import app
 
     sys.argv[0] = "prefect"

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect.logging.handlers import APILogHandler
 
+from deepflow.backend.contract import ODD_TEXT, may_use
 from deepflow.observe.text import CleanFormatter, cleaned
 
 
@@ -31,7 +32,7 @@ def clean_requests(client: Any) -> None:
     Nothing changes for what it can encode. Again does nothing.
     """
     sender = getattr(client, "_client", None)
-    if sender is None or "build_request" in vars(sender):
+    if sender is None or "build_request" in vars(sender) or not may_use(ODD_TEXT):
         return
     build = sender.build_request
 

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
+from deepflow.backend.contract import LAST_LINES, may_use
 from deepflow.errors import ConfigurationError, DeepflowError
 
 __all__ = ["RECORDER_SETTINGS", "EmbeddedServer", "ServerStartError"]
@@ -305,6 +306,8 @@ def _say_last_words() -> None:
         module = sys.modules.get(module_name)
         if module is None:
             continue  # nothing was ever queued
+        if not may_use(LAST_LINES):
+            return
         waiting = getattr(module, service).drain_all(timeout=LAST_WORDS_S, at_exit=False)
         if inspect.iscoroutine(waiting):
             waiting.close()  # called from an event loop, which must not be blocked

@@ -12,8 +12,8 @@ thread of a timed call is *lent* the slot: whatever of Dask looks at its thread 
 the owner. A closed slot cannot be left or taken any more, so code that was abandoned at its
 deadline changes nothing in the pool, whatever it does later.
 
-It uses `ThreadPoolExecutor._threads`, `._rejoin_list`, `._rejoin_lock`, `._adjust_thread_count` and
-the two thread-local states of distributed 2026.8 (`threadpoolexecutor.py`, `utils.py`).
+`backend/contract.py` lists the private parts of Dask's thread pool that are used. Where one is not
+as expected, a slot does nothing: a task that waits keeps its thread.
 """
 
 from __future__ import annotations
@@ -25,14 +25,10 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from distributed.threadpoolexecutor import thread_state as pool_state
-from distributed.threadpoolexecutor import threads_lock
-from distributed.utils import (  # type: ignore[attr-defined]  # the second is imported there
-    set_thread_state,
-    thread_state,
-)
-from distributed.worker_state_machine import SecedeEvent
+# Modules, not names: what they lack is known only when `may_use` was asked.
+from distributed import threadpoolexecutor, utils, worker_state_machine
 
+from deepflow.backend.contract import SLOTS, may_use
 from deepflow.runner.calling import waiting
 
 _LENT = ("start_time", "execution_state", "key")
@@ -48,7 +44,8 @@ class Slot:
 
     def __init__(self) -> None:
         self._owner = threading.current_thread()
-        self._pool: Any = getattr(pool_state, "executor", None)
+        self._is_real = may_use(SLOTS)
+        self._pool: Any = None
         self._lock = threading.Lock()
         self._n_waiting = 0
         self._n_callbacks = 0
@@ -56,8 +53,12 @@ class Slot:
         self._is_away = False
         self._coming: threading.Event | None = None
         self._is_closed = False
-        state = vars(thread_state)
-        self._state = {name: state[name] for name in _LENT if name in state}
+        self._state: dict[str, Any] = {}
+        if self._is_real:
+            self._pool = getattr(threadpoolexecutor.thread_state, "executor", None)
+            # Dask does not export it by `__all__`.
+            state = vars(utils.thread_state)  # type: ignore[attr-defined]
+            self._state = {name: state[name] for name in _LENT if name in state}
         execution = self._state.get("execution_state")
         self._worker: Any = execution["worker"] if execution else None
         self._borrower: int | None = None
@@ -71,14 +72,16 @@ class Slot:
 
     def _leave_pool(self) -> bool:
         """Make room for another thread in the pool; False where the owner held no place in it."""
-        with threads_lock:
+        if self._pool is None:
+            return False
+        with threadpoolexecutor.threads_lock:
             if self._is_closed or not self.is_held:
                 return False
             self._pool._threads.remove(self._owner)
             self._pool._adjust_thread_count()
         self._note_proceeding()
         if self._worker is not None:
-            event = SecedeEvent(
+            event = worker_state_machine.SecedeEvent(
                 key=self._state["key"],
                 compute_duration=time.time() - self._state["start_time"],
                 stimulus_id=f"deepflow-secede-{time.time()}",
@@ -112,8 +115,11 @@ class Slot:
 
     def _note_proceeding(self) -> None:
         """In the owner: whether its thread goes on in the pool once the job is done."""
-        if threading.current_thread() is self._owner and hasattr(pool_state, "proceed"):
-            pool_state.proceed = self.is_held
+        if self._pool is None:
+            return
+        state = threadpoolexecutor.thread_state
+        if threading.current_thread() is self._owner and hasattr(state, "proceed"):
+            state.proceed = self.is_held
 
     # -- leaving it ----------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class Slot:
         if self._pool is None:
             self._is_closed = True
         else:
-            with threads_lock, self._pool._rejoin_lock:
+            with threadpoolexecutor.threads_lock, self._pool._rejoin_lock:
                 self._is_closed = True
                 queued = self._pool._rejoin_list
                 mine = [entry for entry in queued if entry[0] is self._owner]
@@ -214,12 +220,16 @@ class Slot:
     @contextmanager
     def lent(self) -> Generator[None, None, None]:
         """In another thread: what of Dask looks at the thread finds the owner's task there."""
+        if not self._is_real:
+            yield
+            return
         self._borrower = ident = threading.get_ident()
         if self._pool is not None:
-            pool_state.proceed, pool_state.executor = True, _Deputy(self)
+            state = threadpoolexecutor.thread_state
+            state.proceed, state.executor = True, _Deputy(self)
         self._show_in(ident, instead_of=self._owner.ident)
         try:
-            with set_thread_state(**self._state):
+            with utils.set_thread_state(**self._state):
                 yield
         finally:
             self._show_in(None, instead_of=ident)

@@ -25,6 +25,7 @@ from distributed.core import Status
 from distributed.scheduler import Scheduler
 from distributed.stealing import WorkStealing
 
+from deepflow.backend.contract import JUDGE, may_use
 from deepflow.errors import DeepflowError
 from deepflow.sim._clock import Clock, StableHash
 from deepflow.sim.workload import SimJob, SimTask
@@ -39,6 +40,9 @@ __all__ = [
     "step",
     "task_keys",
 ]
+
+# Here, since the other modules cannot even be imported where Dask has other names.
+may_use(JUDGE)
 
 QUIET_CONFIG = {
     "distributed.admin.low-level-log-length": 0,

@@ -31,6 +31,7 @@ from typing import Any
 
 from distributed.scheduler import ClientState, Scheduler, heartbeat_interval
 
+from deepflow.backend.contract import JUDGE, may_use
 from deepflow.decide.events import (
     Event,
     Failed,
@@ -122,9 +123,11 @@ def simulate(
     Not to be called from a coroutine, nor twice at once in a process, nor where a live Dask cluster
     runs in the same process: Dask's module globals are replaced while it runs.
 
-    Raises :class:`ConfigurationError` for a workload or cluster that cannot be, and
-    :class:`DeepflowError` where a plugin or Dask itself raises what Dask would only log.
+    Raises :class:`ConfigurationError` for a workload or cluster that cannot be,
+    :class:`IncompatibleVersionError` where Dask's private parts are not as this was written for,
+    and :class:`DeepflowError` where a plugin or Dask itself raises what Dask would only log.
     """
+    may_use(JUDGE)
     _check(workload, cluster)
     _refuse_running_loop()
     clock = Clock()

@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, Literal
@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 from distributed import Scheduler
 
+from deepflow.backend import contract
+from deepflow.backend.parts import there
 from deepflow.backend.placement.plugin import MAX_FAULTS, Placement
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import Event, Failed, Finished, Held, Placed, Started
@@ -538,6 +540,12 @@ class TestFaults:
 
 
 class TestUnknownDask:
+    @pytest.fixture(autouse=True)
+    def _looked_at_anew(self) -> Iterator[None]:
+        contract.forget()
+        yield
+        contract.forget()
+
     def test_is_left_alone_and_that_is_said_once(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -554,14 +562,15 @@ class TestUnknownDask:
         assert placement.n_decisions == 0
         (fault,) = placement.faults
         assert "_transition_queued_released is another one" in fault
-        said = [r for r in caplog.records if r.name == "deepflow.placement"]
-        assert len(said) == 1
-        assert "constraints.txt" in said[0].getMessage()
+        assert "constraints.txt" in fault
+        (said,) = [r for r in caplog.records if r.name == "deepflow.contract"]
+        assert "Dask places every task" in said.getMessage()
 
     def test_that_lacks_a_method_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from deepflow.backend.placement import binding
-
-        monkeypatch.setitem(binding._WRITTEN_FOR, "_transition_of_old", frozenset({"0"}))
+        lacking = there("distributed.scheduler.Scheduler._transition_of_old", "For this test.")
+        monkeypatch.setitem(
+            contract.CONTRACT, contract.PLACEMENT, (*contract.CONTRACT[contract.PLACEMENT], lacking)
+        )
         played = run(WORKLOADS["fan"], MIXED, "heft")
         assert played.outcome.unfinished == ()
         assert "_transition_of_old is missing" in played.placement.faults[0]

@@ -23,6 +23,7 @@ from distributed.system import MEMORY_LIMIT
 
 from deepflow.backend.clusters import warm
 from deepflow.backend.clusters.guard import refuse_unguarded_script
+from deepflow.backend.contract import RESTARTS, may_use
 from deepflow.backend.dask_logs import are_dask_logs_wanted
 from deepflow.decide.model import WorkerClass
 from deepflow.errors import ConfigurationError
@@ -36,6 +37,7 @@ MAX_PROCESSES: Final = 8
 RESTART_PATIENCE: Final = "120 s"
 """How long a worker that died may take to be back before the cluster goes on without it."""
 
+_PATIENCE_SETTING: Final = "distributed.deploy.lost-worker-timeout"
 _SAID_BY_CLASSES: Final = {
     "n_workers": "count",
     "threads_per_worker": "threads",
@@ -53,9 +55,10 @@ class _Patient(SpecCluster):
     every death would make the cluster smaller for good, down to none.
     """
 
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        with dask.config.set({"distributed.deploy.lost-worker-timeout": RESTART_PATIENCE}):
-            super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+    def _update_worker_status(self, *arguments: Any) -> None:
+        patience = RESTART_PATIENCE if may_use(RESTARTS) else dask.config.get(_PATIENCE_SETTING)
+        with dask.config.set({_PATIENCE_SETTING: patience}):
+            super()._update_worker_status(*arguments)  # type: ignore[no-untyped-call]
 
 
 class AlikeWorkersCluster(_Patient, LocalCluster):

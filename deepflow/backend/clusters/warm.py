@@ -14,8 +14,8 @@ start (119 when spawned, where nothing is shared), 259 where the starting proces
 PyTorch and pandas, of which 94 are the worker's own. `DEEPFLOW_PRELOAD=off` is for workers with
 little memory whose tasks do not need what the starting process uses.
 
-It uses `distributed.utils._forkserver_preload_set`, without which Dask imports and preloads all
-optional packages that are installed.
+`backend/contract.py` lists the private parts of Dask's nanny that are used; where one is not as
+expected, workers are spawned.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import dask
 import distributed.utils
 from distributed import Nanny, Worker
 from distributed.core import Status
+
+from deepflow.backend.contract import FORKED_WORKERS, may_use
 
 __all__ = ["WarmNanny", "dask_setup", "is_possible", "preload"]
 
@@ -58,7 +60,7 @@ _wanted: Final[dict[str, None]] = {}
 
 def is_possible() -> bool:
     """Whether workers can be forked here. Elsewhere than on Linux, libraries break in a fork."""
-    return sys.platform == "linux"
+    return sys.platform == "linux" and may_use(FORKED_WORKERS)
 
 
 def preload(modules: Sequence[str] = ()) -> None:

@@ -24,7 +24,8 @@ import numpy as np
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.metrics import time
 
-from deepflow.backend.placement.binding import Binding, Recs, differences
+from deepflow.backend.contract import PLACEMENT, differences, may_use
+from deepflow.backend.placement.binding import Binding, Recs
 from deepflow.backend.placement.mirror import Known, Mirror, gpu_needs
 from deepflow.backend.placement.recalls import Recalls, is_recall
 from deepflow.backend.placement.record import Record
@@ -151,11 +152,10 @@ class Placement(SchedulerPlugin):
             np.random.default_rng(self.seed),
             self.tuning,
         )
-        unlike = differences(scheduler)
-        if unlike:
-            self._fall_back_for_good(
+        if not may_use(PLACEMENT):
+            self.faults.append(
                 f"this version of Dask is not one that placement was written for "
-                f"({'; '.join(unlike)}); install the versions in constraints.txt"
+                f"({'; '.join(differences(PLACEMENT))}); install the versions in constraints.txt"
             )
             return
         self._bind(scheduler)

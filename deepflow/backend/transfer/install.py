@@ -1,14 +1,11 @@
 """Puts the transfers into a Dask worker or a driver's client, in place of Dask's own.
 
-What of Dask is relied on, and looked at before: `Worker.gather_dep` (bound anew on the instance),
-`Worker._get_cause`, `Worker._update_metrics_received_data`, and the events that a gathering ends
-with. Where these are not the ones this was written for, Dask's own transfers stay, which is said
-once and counted.
+`Worker.gather_dep` is bound anew on the instance. Where it, or another of the private parts that
+`backend/contract.py` lists for transfer, is not as this was written for, Dask's own transfers stay.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import socket
@@ -20,17 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from distributed import Worker
+from distributed import Worker, worker_state_machine
 from distributed.comm.addressing import get_address_host
 from distributed.core import Status
 from distributed.metrics import context_meter, time
-from distributed.worker_state_machine import (
-    GatherDepBusyEvent,
-    GatherDepNetworkFailureEvent,
-    GatherDepSuccessEvent,
-)
 from tornado.ioloop import PeriodicCallback
 
+from deepflow.backend.contract import TRANSFER, may_use
 from deepflow.intermediates.arena import DEFAULT_FOLDER, Arena
 from deepflow.intermediates.choosing import Choices
 from deepflow.observe import metrics
@@ -132,10 +125,7 @@ def install(worker: Worker, options: Options) -> Transfer | None:
         return _transfers[worker]
     if worker.address.startswith("inproc://"):
         return None  # values are handed over as they are
-    unknown = _unknown()
-    if unknown:
-        metrics.inc("deepflow_fallbacks_total", kind="unknown_dask")
-        _log.warning("values travel by Dask's own means: this version's %s is another", unknown)
+    if not may_use(TRANSFER):
         return None
     transfer = _transfers[worker] = Transfer(worker, options)
     transfer.start()
@@ -167,25 +157,6 @@ def fetcher_of(client: Client, options: Options) -> Fetcher:
     return found
 
 
-def _unknown() -> str:
-    """The first thing of Dask's that is not as expected; empty if all are."""
-    expected: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-        (Worker.gather_dep, ("self", "worker", "to_gather", "total_nbytes", "stimulus_id")),
-        (Worker._get_cause, ("self", "keys")),
-        (
-            Worker._update_metrics_received_data,
-            ("self", "start", "stop", "data", "cause", "worker"),
-        ),
-        (GatherDepSuccessEvent, ("stimulus_id", "worker", "total_nbytes", "data")),
-        (GatherDepBusyEvent, ("stimulus_id", "worker", "total_nbytes")),
-        (GatherDepNetworkFailureEvent, ("stimulus_id", "worker", "total_nbytes")),
-    )
-    for thing, names in expected:
-        if tuple(inspect.signature(thing).parameters) != names:
-            return thing.__qualname__
-    return ""
-
-
 async def _gather_dep(
     worker: Worker,
     fetcher: Fetcher,
@@ -211,7 +182,7 @@ async def _gather_dep(
     except OSError as exc:
         _log.warning("lost %s while fetching from it: %s", address, exc)
         worker.state.log.append(("gather-dep-failed", address, to_gather, stimulus_id, time()))
-        return GatherDepNetworkFailureEvent(
+        return worker_state_machine.GatherDepNetworkFailureEvent(
             stimulus_id=f"gather-dep-network-failure-{time()}", **done
         )
     except Exception:  # noqa: BLE001 - a value's own class raised: Dask says it in its way
@@ -222,7 +193,9 @@ async def _gather_dep(
         return await by_dask()
     if fetched.is_busy:
         worker.state.log.append(("gather-dep-busy", address, to_gather, stimulus_id, time()))
-        return GatherDepBusyEvent(stimulus_id=f"gather-dep-busy-{time()}", **done)
+        return worker_state_machine.GatherDepBusyEvent(
+            stimulus_id=f"gather-dep-busy-{time()}", **done
+        )
     if fetched.wire_bytes:  # else it says nothing about the network
         worker._update_metrics_received_data(
             start=meter.start,
@@ -232,7 +205,7 @@ async def _gather_dep(
             worker=address,
         )
     worker.state.log.append(("receive-dep", address, set(fetched.data), stimulus_id, time()))
-    return GatherDepSuccessEvent(
+    return worker_state_machine.GatherDepSuccessEvent(
         stimulus_id=f"gather-dep-success-{time()}", data=fetched.data, **done
     )
 

@@ -14,6 +14,7 @@ from prefect.tasks import Task
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.engine import collect_task_run_inputs_sync
 
+from deepflow.backend.contract import PLAIN_CLIENT, RECONNECTING, may_use
 from deepflow.backend.transport import Choice, pick
 from deepflow.errors import ClusterUnreachableError
 from deepflow.observe.fallbacks import Fallback, fell_back
@@ -58,9 +59,10 @@ class DeepflowClient(Client):
         super().__init__(address, **kw)  # type: ignore[no-untyped-call]
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
-        if self.auto is not None and self.choice is None and self.scheduler is not None:
+        auto, is_anew = self.auto, self.choice is None and self.scheduler is not None
+        if auto is not None and is_anew and may_use(RECONNECTING):
             try:
-                choice = await pick(self.auto, self.security)
+                choice = await pick(auto, self.security)
             except ClusterUnreachableError as exc:
                 _log.warning("%s", exc)  # Dask asks again until its own deadline
             else:
@@ -78,6 +80,7 @@ class DeepflowClient(Client):
         """As `distributed.Client.submit`; `func` may be a Prefect task."""
         if not isinstance(func, Task):
             return super().submit(func, *args, **kwargs)
+        may_use(PLAIN_CLIENT)
         import cloudpickle
 
         dask_names = (

@@ -10,17 +10,15 @@ import itertools
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dask._expr import LLGExpr
-from dask._task_spec import Task as DaskTask
-from dask._task_spec import TaskRef
 from dask.base import annotate
 from distributed import Future as DaskFuture
 
+from deepflow.backend.contract import SENDING, may_use
 from deepflow.backend.keys import make_key
 from deepflow.backend.placement.annotation import OURS
 from deepflow.decide.batching import split_after_s
@@ -53,6 +51,10 @@ if TYPE_CHECKING:
 
 OnEnd = Callable[[SentJob, "str | None", BaseException | None], None]
 """Called on the reactor with a job, the status of its Dask future, and its error."""
+
+
+_Graph = Mapping[str, tuple[bytes, Sequence[str]]]
+"""By a Dask task's key: its pickled job, and the keys that it depends on."""
 
 
 class Sender:
@@ -145,9 +147,7 @@ class Sender:
             for job in jobs:
                 job.is_announced = self._is_announced(job.items)
                 blob, dependencies = self._job_blob(job.items, job.is_announced)
-                graph[job.key] = DaskTask(
-                    job.key, self._run_job, blob, *(TaskRef(key) for key in dependencies)
-                )
+                graph[job.key] = blob, dependencies
             # In an empty context: the annotations of the thread that happens to be here, or of
             # the one that made this dispatcher, are not those of these runs.
             first = jobs[0].items
@@ -166,23 +166,30 @@ class Sender:
                 item.sent_at_s = now_s
             self.watch(job, future)
 
-    def _put_graph(self, graph: dict[str, DaskTask], template: Template, n_runs: int) -> list[Any]:
+    def _put_graph(self, graph: _Graph, template: Template, n_runs: int) -> list[Any]:
         """Hand a graph to Dask with its template's annotations; returns a future per task."""
         note = cleaned(template.note, "task name")
         if n_runs > 1:
             note["n_runs"] = n_runs
+        placement: dict[str, Any] = {
+            "workers": template.workers or None,
+            "allow_other_workers": template.allow_other_workers or None,
+            "resources": template.resources or None,
+            "priority": template.priority,
+        }
         with annotate(**{**template.annotations, OURS: note}):
-            futures: list[Any] = self._client.get(
-                # The token spares Dask from hashing every call.
-                LLGExpr(graph, _determ_token=next(iter(graph))),
-                list(graph),
-                sync=False,
-                workers=template.workers or None,
-                allow_other_workers=template.allow_other_workers or None,
-                resources=template.resources or None,
-                priority=template.priority,
-            )
+            if not may_use(SENDING):
+                return [self._put_apart(key, *graph[key], placement) for key in graph]
+            made = _as_dask_has_it(graph, self._run_job)
+            futures: list[Any] = self._client.get(made, list(graph), sync=False, **placement)
         return futures
+
+    def _put_apart(
+        self, key: str, blob: bytes, needed: Sequence[str], placement: Mapping[str, Any]
+    ) -> Any:
+        """Hand one task to Dask by its public `submit`; returns its future."""
+        inputs: list[Any] = [DaskFuture(one, self._client) for one in needed]
+        return self._client.submit(self._run_job, blob, *inputs, key=key, pure=False, **placement)
 
     def watch(self, job: SentJob, future: Future[Any]) -> None:
         """Tell `on_end` when Dask is done with the job, whatever came of it (any thread)."""
@@ -255,6 +262,19 @@ class Sender:
         if waited.is_done:
             return Ended(waited.run_id, waited.state_type, may_fail)
         return Awaited(_position(waited, dependencies), waited.run_id, may_fail)
+
+
+def _as_dask_has_it(graph: _Graph, run_job: Callable[..., Any]) -> Any:
+    """A graph in the form in which Dask has nothing to convert or to hash."""
+    from dask._expr import LLGExpr
+    from dask._task_spec import Task, TaskRef
+
+    tasks = {
+        key: Task(key, run_job, blob, *map(TaskRef, needed))
+        for key, (blob, needed) in graph.items()
+    }
+    # The token spares Dask from hashing every call.
+    return LLGExpr(tasks, _determ_token=next(iter(tasks)))
 
 
 def _position(item: Item, dependencies: dict[str, int]) -> int:

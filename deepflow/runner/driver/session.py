@@ -18,6 +18,7 @@ from prefect.context import FlowRunContext
 from prefect.logging.loggers import flow_run_logger
 from prefect.tasks import Task
 
+from deepflow.backend.contract import LAST_WILL, may_use
 from deepflow.backend.scheduler_plugin import INTRODUCE
 from deepflow.decide.events import Moved, TasksNamed
 from deepflow.intermediates import registration
@@ -168,7 +169,7 @@ class Session:
             None if flow_run is None else leave_note(folder, flow_run.id, self.dispatcher.logger)
         )
         self._prefix = f"deepflow-{self.salt}-"
-        self.client._send_to_scheduler({"op": INTRODUCE, "prefix": self._prefix, **will})
+        self._tell_scheduler(**will)
 
     def _watch_for_cancellation(self) -> CancellationWatch | None:
         """Ask the server whether somebody cancels the flow run, where there is one."""
@@ -282,7 +283,12 @@ class Session:
 
     def _take_back_blobs(self) -> None:
         self.shipping.take_back()
-        self.client._send_to_scheduler({"op": INTRODUCE, "prefix": self._prefix, "is_over": True})
+        self._tell_scheduler(is_over=True)
+
+    def _tell_scheduler(self, **said: Any) -> None:
+        if may_use(LAST_WILL):
+            message = {"op": INTRODUCE, "prefix": self._prefix, **said}
+            self.client._send_to_scheduler(message)
 
 
 def session_on_worker(

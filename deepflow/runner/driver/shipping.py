@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext, SettingsContext, TaskRunContext
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 
+from deepflow.backend.contract import LAST_WILL, may_use
 from deepflow.runner.driver.capturing import capture, persist_as_deepflow, to_blob
 from deepflow.runner.driver.items import Code
 from deepflow.runner.driver.references import References
@@ -147,6 +148,8 @@ class Shipping:
 
     def take_back(self) -> None:
         """Have the scheduler forget all of it."""
+        if not may_use(LAST_WILL):
+            return
         codes = [code.ref for code in self._codes.values() if code.ref is not None]
         for ref in (*self._blobs.values(), *codes):
             self._client._send_to_scheduler({"op": "variable_delete", "name": ref.name})
@@ -155,7 +158,7 @@ class Shipping:
 def _take_back(client: weakref.ref[Any], name: str) -> None:
     """Let the scheduler forget code that no run needs any more. Called by the collector."""
     known = client()
-    if known is not None and known.status == "running":
+    if known is not None and known.status == "running" and may_use(LAST_WILL):
         with suppress(RuntimeError):  # the event loop is closed: the cluster goes as well
             known._send_to_scheduler({"op": "variable_delete", "name": name})
 

@@ -29,6 +29,7 @@ from prefect.transactions import (
 )
 from pydantic import PrivateAttr
 
+from deepflow.backend.contract import TRANSACTIONS, may_use
 from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.staged import StagedRecord
 
@@ -48,6 +49,7 @@ def open_transaction() -> Transaction | None:
         or TaskRunContext.get() is not None
         or transaction.commit_mode not in STAGED_MODES
         or transaction.isolation_level == IsolationLevel.SERIALIZABLE
+        or not may_use(TRANSACTIONS)
     ):
         return None
     return transaction  # type: ignore[return-value]

@@ -24,6 +24,7 @@ from prefect.results import ResultStore, get_default_result_storage
 from prefect.types._datetime import now
 from pydantic import PrivateAttr
 
+from deepflow.backend.contract import STORED_RESULTS, may_use
 from deepflow.errors import StoredResultError
 from deepflow.intermediates.stored import address_of, is_packed, pack_record
 from deepflow.observe import metrics
@@ -46,8 +47,13 @@ class DeepflowResultStore(ResultStore):
     _found: tuple[str, ResultRecord[Any]] | None = PrivateAttr(default=None)
 
     @classmethod
-    def of(cls, store: ResultStore) -> DeepflowResultStore:
-        """`store` with this layout; the same storage, serializer and cache."""
+    def of(cls, store: ResultStore) -> ResultStore:
+        """`store` with this layout; the same storage, serializer and cache.
+
+        Where Prefect's private parts are not as expected it stays as it is.
+        """
+        if not may_use(STORED_RESULTS):
+            return store
         # exclude_unset: what was not said stays to be taken from Prefect's settings.
         said = {name: getattr(store, name) for name in store.model_fields_set}
         return cls.model_construct(**{**{n: getattr(store, n) for n in cls.model_fields}, **said})

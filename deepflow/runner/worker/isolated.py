@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from deepflow.backend.contract import LAST_LINES, may_use
 from deepflow.errors import IsolatedProcessError
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def _child(write_fd: int) -> None:
             )
     with os.fdopen(write_fd, "wb") as answers:
         answers.write(struct.pack("<Q", len(answer)) + answer)
-    APILogWorker.drain_all(timeout=5)
+    if may_use(LAST_LINES):
+        APILogWorker.drain_all(timeout=5)
 
 
 def _die_with_the_worker() -> None:

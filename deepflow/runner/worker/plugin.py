@@ -16,6 +16,7 @@ from uuid import UUID
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from deepflow.backend.contract import CONTEXTS, LAST_LINES, RUNNING, may_use
 from deepflow.backend.tiers import TierOptions, install_tiers, tiers_of
 from deepflow.backend.transfer.install import Options, install, transfer_of
 from deepflow.decide.events import Moved, TasksNamed
@@ -60,7 +61,7 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         """Make Dask see the sizes of Prefect's values, and metrics appear where Dask serves its."""
         # Before the first task, and in one thread: two threads that import Prefect at once can
         # meet in a deadlock of import locks, which leaves half a Prefect behind.
-        await asyncio.get_running_loop().run_in_executor(None, import_module, _ENGINE)
+        await asyncio.get_running_loop().run_in_executor(None, _import_engine)
         if this_process() != self.driver:
             # At its end Python looks through all that Prefect, Dask and the tasks have imported for
             # garbage: for seconds on a busy machine, while a nanny waits for four and then kills.
@@ -100,9 +101,22 @@ class DeepflowWorkerPlugin(WorkerPlugin):
         await asyncio.get_running_loop().run_in_executor(None, flush_logs, self.driver)
 
 
+def _import_engine() -> None:
+    """Import what runs tasks, once it is sure that Prefect has what that leans on.
+
+    Raises:
+        IncompatibleVersionError: it has not.
+    """
+    may_use(RUNNING)
+    may_use(CONTEXTS)
+    import_module(_ENGINE)
+
+
 def flush_logs(driver: str) -> None:
     """Send this process's queued logs and events to the server, unless it is the driver's own."""
     if this_process() == driver:
+        return
+    if not may_use(LAST_LINES):
         return
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
