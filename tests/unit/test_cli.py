@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from deepflow.backend.contract import CONTRACT, TRANSFER
 from deepflow.cli import main
 from deepflow.cli._demo_session import worker_classes_for
 from deepflow.cli._output import in_bytes
@@ -53,6 +54,8 @@ def test_help_opens_with_an_example_of_that_command(command: str) -> None:
 @pytest.mark.parametrize("command", ["metrics", "settings", "version"])
 def test_a_table_has_a_line_for_each_row_and_fits_80_columns(command: str) -> None:
     document = json.loads(deepflow(command, "--json").output)
+    if command == "version":
+        document = document["packages"]
     lines = deepflow(command, COLUMNS="80").output.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines.index("") == 2 + len(document)  # the names of the columns and a rule come first
@@ -87,7 +90,7 @@ def test_the_version_is_told_by_an_option_and_a_command() -> None:
     told = deepflow("--version").output
     (own,) = [
         row["installed"]
-        for row in json.loads(deepflow("version", "--json").output)
+        for row in json.loads(deepflow("version", "--json").output)["packages"]
         if row["package"] == "prefect-deepflow"
     ]
     assert told == f"deepflow {own}\n"
@@ -123,6 +126,8 @@ def test_what_is_typed_is_completed(typed: str, completed: str) -> None:
 @pytest.mark.parametrize("command", ["metrics", "settings", "version"])
 def test_the_table_and_the_document_tell_the_same_names(command: str) -> None:
     document = json.loads(deepflow(command, "--json").output)
+    if command == "version":
+        document = document["packages"]
     table = deepflow(command)
     assert table.exit_code == 0
     for entry in document:
@@ -167,14 +172,39 @@ def test_the_tested_versions_are_those_of_the_constraints() -> None:
     pinned = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line
     )
-    assert {package: pinned[package] for package in TESTED} == TESTED
+    for package, tested in TESTED.items():
+        assert pinned[package] in tested
 
 
 def test_version_says_what_is_not_the_tested_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TESTED, "dask", "1.0.0")
-    told = {row["package"]: row for row in json.loads(deepflow("version", "--json").output)}
+    monkeypatch.setattr("deepflow.cli.version.TESTED", {**TESTED, "dask": ("1.0.0",)})
+    packages = json.loads(deepflow("version", "--json").output)["packages"]
+    told = {row["package"]: row for row in packages}
     assert told["dask"]["is_tested"] is False
-    assert "not the tested one" in deepflow("version").output
+    assert "not a tested one" in deepflow("version").output
+
+
+def test_version_counts_the_private_parts_and_names_those_that_are_not_as_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n_parts = len(json.loads(deepflow("version", "--json").output)["private_parts"])
+    counted = f"{n_parts} private parts of Dask and Prefect"
+    told = deepflow("version", COLUMNS="200").output
+    assert f"deepflow leans on {counted}" in told
+    assert "All are as expected here." in told
+    monkeypatch.setattr("distributed.worker.Worker._get_cause", len)
+    told = deepflow("version", COLUMNS="200").output
+    assert "1 is not as expected here" in told
+    assert "distributed.worker.Worker._get_cause" in told
+    assert TRANSFER.without in told
+
+
+def test_version_tells_every_private_part_when_asked_for_all() -> None:
+    told = deepflow("version", "--wide").output
+    for parts in CONTRACT.values():
+        for part in parts:
+            assert part.name in told
+            assert part.purpose in told
 
 
 def test_constraints_name_no_host_and_no_path() -> None:
