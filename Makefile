@@ -26,7 +26,7 @@ install = { PYTHONUNBUFFERED=1 $(PIP) install -e '$(1)' -c constraints.txt || to
   if [ -e $(VENV)/.failed ]; then rm $(VENV)/.failed; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pytest pytest-all lint bench pictures docs apt clean
+.PHONY: help demo test test-all pytest pytest-all lint compat bench pictures docs apt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
@@ -52,6 +52,11 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One of them: make compat COMPAT=3.9.1/2026.3.0. To enter what came of it: COMPAT=--write.
+COMPAT ?=
+compat: $(VENV)/.stamp-dev  ## a telling part of the tests on each supported Prefect and Dask (ten minutes each)
+	$(BIN)/python .ci/compat.py $(COMPAT)
+
 bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
 	$(BIN)/python -m tests.benchmarks.dispatch
 
@@ -64,7 +69,7 @@ docs: $(VENV)/.stamp-dev  ## write the reference from the code and build the sit
 	@echo "site/index.html is there; to read it with search: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove the virtual environment, the site and caches
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .compat site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "deepflow needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11" % v[:2])'

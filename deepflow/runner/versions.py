@@ -1,7 +1,8 @@
 """Which versions deepflow works with, looked at before anything of theirs is reached into.
 
-The runner uses parts of Prefect and Dask that are no public interface. With other versions it would
-fail somewhere in the middle, with an error that names neither.
+The runner uses parts of Prefect and Dask that are no public interface. With versions from outside
+these ranges it would fail somewhere in the middle, with an error that names neither. Within the
+ranges, `deepflow.backend.contract` looks at the parts themselves.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from deepflow.errors import IncompatibleVersionError
 __all__ = ["SUPPORTED", "check_versions"]
 
 SUPPORTED: Final[Mapping[str, str]] = {
-    "prefect": ">=3.8.8,<3.9",
-    "dask": ">=2026.8.0",
-    "distributed": ">=2026.8.0",
+    "prefect": ">=3.8.8,<3.10",
+    "dask": ">=2026.3.0",
+    "distributed": ">=2026.3.0",
 }
 """As in pyproject.toml; a test keeps the two the same."""
 

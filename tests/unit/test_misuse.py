@@ -413,7 +413,7 @@ def _installed(**versions: str) -> Callable[[str], str]:
     return lambda package: versions.get(package) or version(package)
 
 
-@mistake("prefect 3.7.0", "works with prefect>=3.8.8,<3.9 only", "pip install 'prefect>=")
+@mistake("prefect 3.7.0", "works with prefect>=3.8.8,<3.10 only", "pip install 'prefect>=")
 def prefect_is_too_old(on: Stage) -> str:
     return on.python(check_versions, _installed(prefect="3.7.0"))
 
@@ -690,4 +690,4 @@ def test_the_supported_versions_are_those_of_the_project() -> None:
 def test_what_is_installed_here_is_supported() -> None:
     check_versions()
     with pytest.raises(IncompatibleVersionError):
-        check_versions(_installed(prefect="3.9.0"))
+        check_versions(_installed(prefect="3.10.0"))
