@@ -13,7 +13,6 @@ rows of one feature stand together.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ from typing import Final
 
 from deepflow.backend.parts import Part, exactly, held, source, takes, there
 from deepflow.errors import IncompatibleVersionError
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, SaidOnce, fell_back
 
 __all__ = ["CONTRACT", "Feature", "Row", "differences", "forget", "may_use", "rows"]
 
@@ -932,28 +931,26 @@ def may_use(feature: Feature) -> bool:
             f"({'; '.join(unlike)}), so {feature.without}; install the versions in constraints.txt"
         )
     is_prefect = _package_of(feature) == "prefect"
-    kind = "unknown_prefect" if is_prefect else "unknown_dask"
-    metrics.inc("deepflow_fallbacks_total", kind=kind)
-    with _lock:
-        is_new = feature not in _said
-        _said.add(feature)
-    if is_new:
-        _log.warning(
-            "The feature %r is off: %s. %s is not one that it was written for (%s); `deepflow "
-            "version --wide` shows what is expected",
-            feature.name,
-            feature.without,
-            _versions(feature),
-            "; ".join(unlike),
-        )
+    fell_back(
+        Fallback.UNKNOWN_PREFECT if is_prefect else Fallback.UNKNOWN_DASK,
+        _log,
+        "The feature %r is off: %s. %s is not one that it was written for (%s); `deepflow "
+        "version --wide` shows what is expected",
+        feature.name,
+        feature.without,
+        _versions(feature),
+        "; ".join(unlike),
+        once=_said,
+        cause=feature,
+    )
     return False
 
 
 def forget() -> None:
     """Look at every part anew when it is asked for; say everything anew. For tests."""
+    global _said
     differences.cache_clear()
-    with _lock:
-        _said.clear()
+    _said = SaidOnce()
 
 
 @dataclass(frozen=True, slots=True)
@@ -985,8 +982,7 @@ def rows() -> Iterator[Row]:
             )
 
 
-_said: set[Feature] = set()
-_lock = threading.Lock()
+_said = SaidOnce()
 
 
 def _package_of(feature: Feature) -> str:

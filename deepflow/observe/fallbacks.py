@@ -176,7 +176,11 @@ class Fallback(StrEnum):
     UNENCODABLE_TEXT = "unencodable_text", "text that is not UTF-8 was sent with backslash escapes"
     UNKNOWN_DASK = (
         "unknown_dask",
-        "results travel as Dask sends them, for this Dask is not a known one",
+        "a private part of Dask is not as expected; what needed it is done in Dask's plain way",
+    )
+    UNKNOWN_PREFECT = (
+        "unknown_prefect",
+        "a private part of Prefect is not as expected; what needed it is done in its plain way",
     )
     UNPICKLABLE_EXCEPTION = (
         "unpicklable_exception",
