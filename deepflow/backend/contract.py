@@ -925,20 +925,20 @@ def may_use(feature: Feature) -> bool:
     unlike = differences(feature)
     if not unlike:
         return True
+    package = unlike[0].partition(".")[0]  # each begins with the part's name
     if feature.is_needed:
         raise IncompatibleVersionError(
-            f"{_versions(feature)} is not one that this deepflow was written for "
+            f"{_installed(package)} is not one that this deepflow was written for "
             f"({'; '.join(unlike)}), so {feature.without}; install the versions in constraints.txt"
         )
-    is_prefect = _package_of(feature) == "prefect"
     fell_back(
-        Fallback.UNKNOWN_PREFECT if is_prefect else Fallback.UNKNOWN_DASK,
+        Fallback.UNKNOWN_PREFECT if package == "prefect" else Fallback.UNKNOWN_DASK,
         _log,
         "The feature %r is off: %s. %s is not one that it was written for (%s); `deepflow "
         "version --wide` shows what is expected",
         feature.name,
         feature.without,
-        _versions(feature),
+        _installed(package),
         "; ".join(unlike),
         once=_said,
         cause=feature,
@@ -985,14 +985,8 @@ def rows() -> Iterator[Row]:
 _said = SaidOnce()
 
 
-def _package_of(feature: Feature) -> str:
-    """The package that a feature leans on first: `prefect`, `distributed` or `dask`."""
-    return CONTRACT[feature][0].name.partition(".")[0]
-
-
-def _versions(feature: Feature) -> str:
-    """That package and its installed version, in words."""
-    package = _package_of(feature)
+def _installed(package: str) -> str:
+    """A package and its version, in words."""
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
