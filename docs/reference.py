@@ -132,6 +132,7 @@ def _values(field: Any) -> str:
 
 def metrics_page() -> str:
     """The table of metrics, a section each."""
+    from deepflow.decide.fallbacks import Fallback
     from deepflow.observe import metrics
 
     parts = [
@@ -147,6 +148,9 @@ def metrics_page() -> str:
             values = ", ".join(f"`{value}`" for value in label.values) or "open, at most 50 values"
             lines.append(f"- Label `{label.name}`: {values}")
         parts.append("\n".join(lines))
+        if row.name == "deepflow_fallbacks_total":
+            rows = "\n".join(f"| `{kind}` | {kind.meaning} |" for kind in Fallback)
+            parts.append(f"| kind | what happened |\n|---|---|\n{rows}")
     return _page(parts)
 
 

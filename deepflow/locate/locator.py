@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Final
 from urllib.parse import urlsplit
 
+from deepflow.decide.fallbacks import Fallback
 from deepflow.decide.location import Holder, Location, WorkerPlace
 from deepflow.errors import ConfigurationError, nearest
 from deepflow.hints import Near
@@ -62,8 +63,8 @@ class Locator:
     its own configuration need not be given. `resolvers` win over registered and built-in ones.
     Answers hold for `ttl_s`, failures for `failed_ttl_s`; a server that does not answer at all is
     left alone for `failed_ttl_s` too, so that a thousand inputs on it cost one deadline. `count`
-    is called with a short word for everything that could not be located: `near-unknown`
-    (no resolver), `near-failed`, `near-timeout`. Thread-safe. Call `close` at the end.
+    is called for everything that could not be located: `NEAR_UNKNOWN` (no resolver),
+    `NEAR_FAILED`, `NEAR_TIMEOUT`. Thread-safe. Call `close` at the end.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Locator:
         failed_ttl_s: float = 30.0,
         max_known: int = 10_000,
         n_threads: int = 8,
-        count: Callable[[str], None] | None = None,
+        count: Callable[[Fallback], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("timeout_s", timeout_s), ("n_threads", n_threads)):
@@ -155,7 +156,7 @@ class Locator:
             if near.kind != "future":
                 self._fail(
                     (scheme, "unknown"),
-                    "near-unknown",
+                    Fallback.NEAR_UNKNOWN,
                     f"There is no resolver for {scheme}://, so near={safe_text(near.value)} places "
                     f"nothing; {self._nearest_scheme(scheme)}, or add one with "
                     "deepflow.register_resolver",
@@ -217,7 +218,7 @@ class Locator:
                     self._remember(_down(near), None)
             self._fail(
                 (*site, "timeout"),
-                "near-timeout",
+                Fallback.NEAR_TIMEOUT,
                 f"Where near={safe_text(near.value)} lies was not known within "
                 f"{self._timeout_s:g} s; tasks run without that. It is not asked again for "
                 f"{self._failed_ttl_s:g} s if nothing there answers",
@@ -259,12 +260,12 @@ class Locator:
                 self._remember(_down(near), None)
         self._fail(
             (scheme, "" if is_missing else server, type(error).__name__),
-            "near-failed",
+            Fallback.NEAR_FAILED,
             f"Where near={safe_text(near.value)} lies is not known, tasks run without that: "
             f"{type(error).__name__}: {safe_text(str(error)) or 'no reason given'}",
         )
 
-    def _fail(self, cause: tuple[str, ...], kind: str, sentence: str) -> None:
+    def _fail(self, cause: tuple[str, ...], kind: Fallback, sentence: str) -> None:
         """Count it; write it to the log if this cause was not written before."""
         self._count(kind)
         with self._lock:

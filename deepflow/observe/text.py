@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 __all__ = ["CleanFormatter", "clean", "cleaned", "to_json"]
 
@@ -23,7 +23,6 @@ _NUL_IN_JSON: Final = b"\\u0000"
 _MAX_DEPTH: Final = 100
 
 _log = logging.getLogger(__name__)
-_said: set[str] = set()
 
 
 def clean(text: str, kind: str = "text") -> str:
@@ -94,10 +93,10 @@ class CleanFormatter(logging.Formatter):
 
 
 def _count(kind: str) -> None:
-    metrics.inc("deepflow_fallbacks_total", kind="unencodable_text")
-    if kind not in _said:
-        _said.add(kind)
-        _log.warning(
-            "Text that is not UTF-8, or holds NUL, is shown with backslash escapes (first: %s).",
-            kind,
-        )
+    fell_back(
+        Fallback.UNENCODABLE_TEXT,
+        _log,
+        "Text that is not UTF-8, or holds NUL, is shown with backslash escapes (first: %s).",
+        kind,
+        cause=kind,
+    )

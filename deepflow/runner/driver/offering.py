@@ -50,7 +50,7 @@ class Offering:
         Empty: nothing is known, or nobody is close.
         """
         if self._locator is None:
-            self._locator = Locator(count=_count_fallback)
+            self._locator = Locator(count=fell_back)
         info = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
         places = [
             self._locator.place(address, _labels(worker.get("resources") or {}))
@@ -72,10 +72,6 @@ class Offering:
         """Stop looking for where inputs lie."""
         if self._locator is not None:
             self._locator.close()
-
-
-def _count_fallback(kind: str) -> None:
-    fell_back(kind)
 
 
 def _labels(resources: Mapping[str, float]) -> dict[str, str]:
