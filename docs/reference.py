@@ -46,7 +46,8 @@ _MORE: Final[dict[str, tuple[str, ...]]] = {
         "LinkFailure",
         "WorkerDeath",
     ),
-    "deepflow.sim.clusters": ("builtin_cluster", "read_cluster"),
+    "deepflow.sim.builtin": ("builtin_cluster",),
+    "deepflow.sim.clusters": ("read_cluster",),
     "deepflow.sim.wfcommons": ("read_workflow", "read_many", "write_workflow"),
     "deepflow.sim.generators": (
         "fan_out_in",

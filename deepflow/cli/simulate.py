@@ -99,7 +99,8 @@ def _workloads(path: Path) -> list[Workload]:
 
 
 def _cluster(name: str, workloads: list[Workload]) -> ClusterSpec:
-    from deepflow.sim.clusters import builtin_cluster, read_cluster
+    from deepflow.sim.builtin import builtin_cluster
+    from deepflow.sim.clusters import read_cluster
 
     kinds = {t.kind or t.task for w in workloads for job in w.jobs for t in job.tasks}
     if Path(name).suffix == ".toml" or Path(name).is_file():

@@ -1,4 +1,4 @@
-"""Clusters to simulate: read from TOML files, built from measured speeds, and built in.
+"""Clusters to simulate, read from TOML files.
 
 A file has this form; every key but `name`, `classes` and a class's `name` and `count` may be left
 out. A bandwidth is text such as "10 Gbit/s" or "125 MB/s", or a number of bytes per second; a size
@@ -47,21 +47,18 @@ is text such as "16 GiB", or a number of bytes::
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
-from ast import literal_eval
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import geometric_mean
-from typing import Annotated, Any
-from zlib import crc32
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deepflow.errors import ConfigurationError, HintError, nearest
-from deepflow.hints import GPU_RESOURCE, label_resource, parse_bytes
+from deepflow.hints import label_resource, parse_bytes
+from deepflow.sim.builtin import BUILTIN_CLUSTERS
 from deepflow.sim.cluster import (
     ClusterSpec,
     LinkFailure,
@@ -69,20 +66,14 @@ from deepflow.sim.cluster import (
     SimWorkerClass,
     WorkerDeath,
 )
+from deepflow.sim.gavel import exact, gavel_assigned, gavel_speeds
 from deepflow.sim.network import Network, sites
 
 __all__ = [
-    "BUILTIN_CLUSTERS",
-    "GAVEL_WORKER_TYPES",
-    "builtin_cluster",
-    "builtin_clusters",
-    "gavel_assigned",
-    "gavel_speeds",
     "parse_bandwidth",
     "read_cluster",
 ]
 
-GAVEL_WORKER_TYPES = ("k80", "p100", "v100")
 _BITS_PER_UNIT: dict[str, int] = {
     f"{prefix}{unit}": bits * scale
     for unit, bits in (("bit", 1), ("b", 8))
@@ -256,7 +247,7 @@ def _worker_class(
                 "gavel_file; give the path of Gavel's throughputs"
             )
         measured = gavel_speeds(gavel_file, table.gavel)
-        speeds += gavel_assigned(kinds, measured) + _exact(measured)
+        speeds += gavel_assigned(kinds, measured) + exact(measured)
     for key, value in table.labels.items():
         label_resource(key, value)  # refuses what cannot be a label
     return SimWorkerClass(
@@ -312,222 +303,3 @@ def _in_words(error: ValidationError) -> str:
             message = message.replace("Input should be ", "give what is ", 1)
             lines.append(f"{name}={finding['input']!r}: {message}")
     return "; ".join(lines)
-
-
-# Measured speeds
-
-
-def gavel_speeds(path: str | Path, worker_type: str) -> tuple[tuple[str, float], ...]:
-    """Pairs of a kind of work and the speed for it of `worker_type`, relative to `k80`.
-
-    From the throughputs of Gavel (Narayanan et al., OSDI'20): training jobs alone on one GPU. The
-    kinds are Gavel's names of the jobs, such as `ResNet-18 (batch size 16)`, sorted; jobs that
-    some type could not run are left out. Raises :class:`ConfigurationError` for a file that is not
-    there or is not Gavel's, and for another type.
-    """
-    if worker_type not in GAVEL_WORKER_TYPES:
-        raise ConfigurationError(
-            f"gavel={worker_type!r} is not a type that Gavel measured; "
-            f"use one of {', '.join(GAVEL_WORKER_TYPES)}"
-        )
-    throughputs = _read_gavel(Path(path))
-    try:
-        alone = {
-            type_: {
-                literal_eval(job)[0]: float(beside["null"])
-                for job, beside in throughputs[type_].items()
-                if literal_eval(job)[1] == 1
-            }
-            for type_ in GAVEL_WORKER_TYPES
-        }
-    except (KeyError, ValueError, TypeError, SyntaxError, IndexError) as e:
-        raise ConfigurationError(
-            f"{path} does not have the form of Gavel's throughputs: {e!r}"
-        ) from e
-    jobs = sorted(
-        job for job in alone["k80"] if all(alone[t].get(job, 0.0) > 0 for t in GAVEL_WORKER_TYPES)
-    )
-    if not jobs:
-        raise ConfigurationError(f"{path} has no job that all of {GAVEL_WORKER_TYPES} ran")
-    return tuple((job, alone[worker_type][job] / alone["k80"][job]) for job in jobs)
-
-
-def gavel_assigned(
-    kinds: Iterable[str], measured: Sequence[tuple[str, float]]
-) -> tuple[tuple[str, float], ...]:
-    """Measured speeds for kinds of work that Gavel did not measure.
-
-    Each kind is given one of the measured jobs by the CRC-32 of its name, modulo their number: the
-    same one in every process, on every class of worker and in every workload. Unlike kinds so have
-    unlike speed-ups, as measured ones are, though none was measured for them. A kind that is a
-    measured job keeps its own. Pairs as in `SimWorkerClass.speeds`, sorted by kind.
-    """
-    known = {job for job, _ in measured}
-    return _exact(
-        (kind, measured[crc32(kind.encode()) % len(measured)][1])
-        for kind in sorted(set(kinds) - known)
-    )
-
-
-def _exact(pairs: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
-    """Pairs whose kinds match as patterns what they are, whatever characters are in them."""
-    return tuple((re.sub(r"([*?[])", r"[\1]", kind), speed) for kind, speed in pairs)
-
-
-def _read_gavel(path: Path) -> Mapping[str, Any]:
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise ConfigurationError(
-            f"cannot read Gavel's throughputs {path}: {e.strerror or e}; they are "
-            "simulation_throughputs.json of github.com/stanford-futuredata/gavel"
-        ) from e
-    if path.suffix == ".zst":
-        import zstandard  # only where the file is compressed
-
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(raw) as reader:
-                raw = reader.read()
-        except zstandard.ZstdError as e:
-            raise ConfigurationError(f"{path} is damaged or not zstd-compressed: {e}") from e
-    try:
-        throughputs = json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ConfigurationError(f"{path} is not JSON: {e}") from e
-    if not isinstance(throughputs, dict):
-        raise ConfigurationError(f"{path} does not have the form of Gavel's throughputs")
-    return throughputs
-
-
-# Built in
-
-
-def builtin_clusters(
-    *, gavel_file: str | Path | None = None, kinds: Iterable[str] = ()
-) -> dict[str, ClusterSpec]:
-    """The clusters that are built in, by name; `gavel` only where its file is given."""
-    kinds = tuple(kinds)
-    return {
-        name: builtin_cluster(name, gavel_file=gavel_file, kinds=kinds)
-        for name in BUILTIN_CLUSTERS
-        if name != "gavel" or gavel_file is not None
-    }
-
-
-def builtin_cluster(
-    name: str, *, gavel_file: str | Path | None = None, kinds: Iterable[str] = ()
-) -> ClusterSpec:
-    """A cluster that is built in.
-
-    `gavel_file` and `kinds` are for `gavel` alone: the path of Gavel's throughputs, and the kinds
-    of work in the workload. Raises :class:`ConfigurationError` for a name that is not in
-    `BUILTIN_CLUSTERS` and for `gavel` without its file.
-    """
-    if name == "gavel":
-        return _gavel(gavel_file, kinds)
-    if name not in _BUILDERS:
-        close = nearest(name, BUILTIN_CLUSTERS)
-        hint = f"did you mean {close!r}?" if close else f"known: {', '.join(BUILTIN_CLUSTERS)}"
-        raise ConfigurationError(f"no cluster {name!r} is built in; {hint}")
-    return _BUILDERS[name]()
-
-
-def _homogeneous() -> ClusterSpec:
-    """16 workers alike, 1 Gbit/s: what stock Dask is made for."""
-    return ClusterSpec("homogeneous", (SimWorkerClass("plain", 16),))
-
-
-def _three_speeds() -> ClusterSpec:
-    """16 workers: 4 of speed 2 at 10 Gbit/s, 8 of speed 1 at 1 Gbit/s, 4 of speed 0.4 at
-    100 Mbit/s."""
-    return ClusterSpec(
-        "three-speeds",
-        (
-            SimWorkerClass("fast", 4, speed=2.0, nic_bytes_per_s=1.25e9),
-            SimWorkerClass("plain", 8, speed=1.0, nic_bytes_per_s=125e6),
-            SimWorkerClass("slow", 4, speed=0.4, nic_bytes_per_s=12.5e6),
-        ),
-    )
-
-
-def _edge() -> ClusterSpec:
-    """A site and an edge: 4 workers of 4 threads and speed 2 at 10 Gbit/s in one zone; in another,
-    behind an uplink of 100 Mbit/s and 20 ms, 12 workers of one thread and speed 0.5."""
-    return ClusterSpec(
-        "edge",
-        (
-            SimWorkerClass(
-                "site",
-                4,
-                threads=4,
-                speed=2.0,
-                nic_bytes_per_s=1.25e9,
-                labels=(("zone", "site"),),
-            ),
-            SimWorkerClass(
-                "edge",
-                12,
-                speed=0.5,
-                nic_bytes_per_s=12.5e6,
-                labels=(("zone", "edge"), ("tier", "edge")),
-            ),
-        ),
-        network=NetworkSpec(edge_uplink_bytes_per_s=12.5e6),
-    )
-
-
-def _gpu_mixed() -> ClusterSpec:
-    """16 workers of 2 threads at 10 Gbit/s, all CPUs alike; 4 have a GPU, on which inference (kind
-    `infer+gpu`, see `generators`) runs ten times as fast."""
-    return ClusterSpec(
-        "gpu-mixed",
-        (
-            SimWorkerClass("cpu", 12, threads=2, nic_bytes_per_s=1.25e9),
-            SimWorkerClass(
-                "gpu",
-                4,
-                threads=2,
-                nic_bytes_per_s=1.25e9,
-                speeds=(("infer+gpu", 10.0),),
-                resources=((GPU_RESOURCE, 1.0),),
-            ),
-        ),
-    )
-
-
-def _gavel(gavel_file: str | Path | None, kinds: Iterable[str]) -> ClusterSpec:
-    """16 workers with the measured speeds of 4 V100, 4 P100 (10 Gbit/s) and 8 K80 (1 Gbit/s).
-
-    Speeds depend on the kind of work: some kinds gain twelvefold, some lose, and the P100 is at
-    times ahead of the V100. Kinds that were not named have the geometric mean of the type.
-    """
-    if gavel_file is None:
-        raise ConfigurationError(
-            "the cluster 'gavel' is made of measured speeds; give gavel_file (for the command "
-            "line in a cluster file), the path of Gavel's throughputs "
-            "(simulation_throughputs.json of github.com/stanford-futuredata/gavel)"
-        )
-    kinds = tuple(kinds)
-    classes = []
-    for worker_type, count, nic in (("v100", 4, 1.25e9), ("p100", 4, 1.25e9), ("k80", 8, 125e6)):
-        measured = gavel_speeds(gavel_file, worker_type)
-        classes.append(
-            SimWorkerClass(
-                worker_type,
-                count,
-                speed=geometric_mean(speed for _, speed in measured),
-                speeds=gavel_assigned(kinds, measured) + _exact(measured),
-                nic_bytes_per_s=nic,
-            )
-        )
-    return ClusterSpec("gavel", tuple(classes))
-
-
-_BUILDERS = {
-    "homogeneous": _homogeneous,
-    "three-speeds": _three_speeds,
-    "edge": _edge,
-    "gpu-mixed": _gpu_mixed,
-}
-BUILTIN_CLUSTERS = (*_BUILDERS, "gavel")
-"""Names of the clusters that are built in."""

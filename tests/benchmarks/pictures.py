@@ -312,7 +312,7 @@ def placement_case() -> tuple[Workload, tuple[Workload, ...], ClusterSpec]:
 
     The workflow is of a family that no policy was tuned on.
     """
-    from deepflow.sim.clusters import builtin_cluster
+    from deepflow.sim.builtin import builtin_cluster
     from tests.benchmarks.placement import families, history
 
     found = families("validate")

@@ -29,8 +29,8 @@ from zlib import crc32
 import numpy as np
 
 from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_names
+from deepflow.sim.builtin import BUILTIN_CLUSTERS, builtin_cluster
 from deepflow.sim.cluster import ClusterSpec
-from deepflow.sim.clusters import BUILTIN_CLUSTERS, builtin_cluster
 from deepflow.sim.compare import ORACLE, TUNED_DASK, compare
 from deepflow.sim.report import Cell, PolicySummary, Summary, summarise, to_json
 from deepflow.sim.wfcommons import read_workflow

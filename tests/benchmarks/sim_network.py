@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from deepflow.sim.clusters import builtin_cluster
+from deepflow.sim.builtin import builtin_cluster
 from deepflow.sim.network import TOPOLOGIES, Network, sites
 
 

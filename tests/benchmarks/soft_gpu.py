@@ -26,7 +26,7 @@ import numpy as np
 
 from deepflow.decide.experience import Experience
 from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK
-from deepflow.sim.clusters import builtin_cluster
+from deepflow.sim.builtin import builtin_cluster
 from deepflow.sim.generators import pipelines
 from deepflow.sim.report import Summary, summarise
 from deepflow.sim.workload import Workload

@@ -18,7 +18,7 @@ from random import Random
 import numpy as np
 
 from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK
-from deepflow.sim.clusters import BUILTIN_CLUSTERS
+from deepflow.sim.builtin import BUILTIN_CLUSTERS
 from deepflow.sim.generators import stream
 from deepflow.sim.report import Summary, summarise
 from deepflow.sim.workload import SimJob, Workload

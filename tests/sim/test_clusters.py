@@ -4,16 +4,10 @@ import math
 import pytest
 
 from deepflow.errors import ConfigurationError
+from deepflow.sim.builtin import BUILTIN_CLUSTERS, builtin_cluster, builtin_clusters
 from deepflow.sim.cluster import ClusterSpec, LinkFailure, NetworkSpec, SimWorkerClass, WorkerDeath
-from deepflow.sim.clusters import (
-    BUILTIN_CLUSTERS,
-    builtin_cluster,
-    builtin_clusters,
-    gavel_assigned,
-    gavel_speeds,
-    parse_bandwidth,
-    read_cluster,
-)
+from deepflow.sim.clusters import parse_bandwidth, read_cluster
+from deepflow.sim.gavel import gavel_assigned, gavel_speeds
 from deepflow.sim.network import Network, sites
 from tests.sim.shared_data import GAVEL_FILE, needs_gavel
 

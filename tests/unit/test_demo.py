@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from deepflow.cli._demo_session import Artifact, DemoSummary, Phases, Progress, StartUp
+from deepflow.cli._demo_server import Artifact
+from deepflow.cli._demo_session import DemoSummary, Phases, Progress, StartUp
 from deepflow.cli.demo import _print_summary, _Stages, _verdict
 
 SUMMARY = DemoSummary(

@@ -6,11 +6,8 @@ Whatever happens to a run, it ends in a state: what a user's code raises is Pref
 
 from __future__ import annotations
 
-import asyncio
 import pickle
-import threading
 import time
-from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,6 @@ from prefect._internal.states import exception_to_failed_state_sync
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
 from prefect.client.schemas.objects import State
-from prefect.context import AsyncClientContext
 from prefect.exceptions import UpstreamTaskError
 from prefect.results import should_persist_result
 from prefect.states import Cancelled, Completed, Failed
@@ -56,6 +52,7 @@ from deepflow.runner.wire import (
 from deepflow.runner.worker.agent import Agent, RunningJob, agent_of
 from deepflow.runner.worker.durable import DurableRecord, Restored, result_store_of
 from deepflow.runner.worker.engine import AsyncEngine, Seat, SyncEngine
+from deepflow.runner.worker.loops import loops
 from deepflow.runner.worker.packing import let_travel, packed
 
 if TYPE_CHECKING:
@@ -323,7 +320,7 @@ class _Run:
             )
             try:
                 if isinstance(engine, AsyncEngine):
-                    _loops.run(_drive_async(engine))
+                    loops.run(_drive_async(engine))
                 else:
                     _drive(engine)
             except BaseException as exc:  # noqa: BLE001 - a worker goes on, see below
@@ -478,34 +475,3 @@ async def _drive_async(engine: AsyncEngine) -> None:
             ):
                 await engine.call_task_fn(transaction)
             raise_if_flow_run_suspension_requested()
-
-
-class _Loops(threading.local):
-    """One event loop, with one async HTTP client, per worker thread."""
-
-    def __init__(self) -> None:
-        self._runner: asyncio.Runner | None = None
-        self._clients: dict[str, AsyncClientContext] = {}
-
-    def run(self, coroutine: Any) -> None:
-        """Run a coroutine to its end in this thread, in the current contexts."""
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        self._runner.run(self._with_client(coroutine), context=copy_context())
-
-    async def _with_client(self, coroutine: Any) -> None:
-        from prefect.settings import PREFECT_API_URL
-
-        url = str(PREFECT_API_URL.value())
-        context = self._clients.get(url)
-        if context is None:
-            context = AsyncClientContext()
-            # As in `context.RunScope`: the server is not asked for its version again.
-            await context.client.__aenter__()
-            context._context_stack = 1
-            self._clients[url] = context
-        AsyncClientContext.__var__.set(context)
-        await coroutine
-
-
-_loops = _Loops()
