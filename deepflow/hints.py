@@ -21,7 +21,8 @@ class is the label ``class``. The name has the form ``deepflow.label.<key>:<valu
 ``dask worker --resources`` splits its pairs at ``=``. The amounts are powers of two, so taking and
 giving back is exact however often it happens.
 
-This module imports the standard library only: every task definition pays for it.
+This module imports the standard library only, and all of it is in one file: every task definition
+pays for the import.
 """
 
 from __future__ import annotations

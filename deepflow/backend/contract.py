@@ -6,8 +6,8 @@ all its parts are as expected, it goes on. Else it leaves the matter to Dask or 
 said once and counted, or it refuses with an error that names the part: `Feature.without` says
 which. `deepflow version` shows the table.
 
-The table imports neither package. It is long because it is one table; a row is a fact, and the
-rows of one feature stand together.
+The table imports neither package. It is long, and in one file, because it is one table: a row is a
+fact, and the rows of one feature stand together.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A fold without memory of anything else: the same for a live journal, one of a simulation, and a
 part of either. A log may begin late or end early; what it does not say is None, never a guess.
+
+The picture and its fold are in one file: what a field means is what the fold puts there.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ blocks       at the very byte where a block begins, whatever the file holds.
 Blocks are those of HDFS; where the storage has none, or they cannot be had (a line in the log says
 so), they are `DEFAULT_BLOCK_BYTES`. A compressed file is one shard: it can only be read from its
 beginning.
+
+The ways of cutting are in one file, since all of them ask a source for its size, blocks and bytes.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ scheduler  the same on the scheduler's dashboard port: `http://<scheduler>:8787/
 
 `register()` makes every metric appear before it is first counted; the worker plugin calls it.
 
+All rows of the table are in one file, so that a name is found once.
+
 Trap: with an embedded local cluster the scheduler runs *inside* the driver's process, so its
 `/metrics` and the driver's exporter serve the same registry. Scrape one of the two, or sums double.
 """
