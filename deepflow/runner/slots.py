@@ -36,7 +36,7 @@ _LENT = ("start_time", "execution_state", "key")
 
 
 class Slot:
-    """The place in the worker's thread pool that a job's thread holds.
+    """The place in the worker's thread pool that a batch's thread holds.
 
     Make it in that thread. In one that belongs to no pool of Dask's it does nothing. Methods may
     be called from any thread, except as they say.
@@ -114,7 +114,7 @@ class Slot:
         return True
 
     def _note_proceeding(self) -> None:
-        """In the owner: whether its thread goes on in the pool once the job is done."""
+        """In the owner: whether its thread goes on in the pool once the batch is done."""
         if self._pool is None:
             return
         state = threadpoolexecutor.thread_state
@@ -199,7 +199,7 @@ class Slot:
     def close(self) -> None:
         """In the owner, after a call: what the call's other threads still do, they do outside.
 
-        The owner keeps the place that it has; without one, its thread ends with the job, as
+        The owner keeps the place that it has; without one, its thread ends with the batch, as
         Dask's threads do.
         """
         if self._pool is None:
@@ -305,7 +305,7 @@ def slot_of_call() -> Generator[Slot, None, None]:
 
 @contextmanager
 def slot_left() -> Generator[None, None, None]:
-    """Leave the worker slot of the current job, if there is one, for the time of the block.
+    """Leave the worker slot of the current batch, if there is one, for the time of the block.
 
     A thread that calls what users have asked to be called holds no slot, but others up.
     """

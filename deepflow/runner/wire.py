@@ -102,7 +102,7 @@ class ItemSpec(NamedTuple):
     """Why this run is executed again although it had finished or started before."""
 
 
-class JobOptions(NamedTuple):
+class BatchOptions(NamedTuple):
     """How a group of runs is to be executed."""
 
     coalesce: bool = False
@@ -114,7 +114,7 @@ class JobOptions(NamedTuple):
     """Tell the driver when a run begins: a worker may die of it."""
 
 
-class Job(NamedTuple):
+class Batch(NamedTuple):
     """One Dask task: one or more runs of the same Prefect task in the same context."""
 
     results_topic: str
@@ -128,14 +128,14 @@ class Job(NamedTuple):
     static: bytes | None
     static_sources: tuple[Source, ...]
     items: tuple[ItemSpec, ...]
-    options: JobOptions
+    options: BatchOptions
 
 
 Kind = Literal["done", "retry", "returned", "deferred", "begun"]
 
 
 class Entry(NamedTuple):
-    """What became of one run of a job."""
+    """What became of one run of a batch."""
 
     run_id: UUID
     kind: Kind
@@ -148,7 +148,7 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Outcomes:
-    """A job's result as Dask keeps it: one entry per item, values inside their states."""
+    """A batch's result as Dask keeps it: one entry per item, values inside their states."""
 
     entries: list[Entry] = field(default_factory=list)
 

@@ -25,8 +25,8 @@ class WorkerSide:
 
     plugin: Callable[..., WorkerPlugin]
     """Makes the plugin that each worker of the cluster gets."""
-    run_job: Callable[..., Any]
-    """The function of every Dask task: takes a pickled `wire.Job` and what it depends on."""
+    run_batch: Callable[..., Any]
+    """The function of every Dask task: takes a pickled `wire.Batch` and what it depends on."""
     cancel_runs: _Call
     """Takes the driver's topic and ids of runs to stop."""
     take_leave: _Call

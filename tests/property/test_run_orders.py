@@ -115,8 +115,8 @@ class Orders(RuleBasedStateMachine):
     def hand_back(self, data: Any) -> None:
         """A worker hands back what waits behind a long run of a Dask task."""
         item = self._some(data, of=[one for one in self.all if one.state.is_in_dask])
-        if item is not None and item.job is not None:
-            self.on.report(*item.job.open_items()[1:], kind="returned")
+        if item is not None and item.batch is not None:
+            self.on.report(*item.batch.open_items()[1:], kind="returned")
 
     @rule(
         data=st.data(),
@@ -160,10 +160,10 @@ class Orders(RuleBasedStateMachine):
         """And what is held is in none."""
         for item in self.all:
             if item.state.is_in_dask or item.state is RunState.QUEUED:
-                assert item.job is not None
-                assert item in item.job.items
+                assert item.batch is not None
+                assert item in item.batch.items
             elif not item.is_done:
-                assert item.job is None
+                assert item.batch is None
 
     @invariant()
     def what_was_cancelled_is_not_sent_again(self) -> None:

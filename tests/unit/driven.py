@@ -24,9 +24,9 @@ from prefect.states import Completed
 from deepflow.hints import Hints
 from deepflow.intermediates.parcel import Parcel
 from deepflow.runner.driver.dispatch import Dispatcher
-from deepflow.runner.driver.items import Code, Item, SentJob, Template
+from deepflow.runner.driver.items import Code, Item, SentBatch, Template
 from deepflow.runner.driver.lifecycle import RunState
-from deepflow.runner.wire import BlobRef, EventRecord, Job, Message, OutcomeReport, pack
+from deepflow.runner.wire import Batch, BlobRef, EventRecord, Message, OutcomeReport, pack
 from deepflow.runner.worker_side import WorkerSide
 from deepflow.settings import load_settings
 
@@ -91,8 +91,8 @@ class FakeClient:
             raise self.refuses
         graph = expr.operands[0]
         for key in keys:
-            job: Job = pickle.loads(graph[key].args[0])
-            self.sent.append((key, [spec.run_id for spec in job.items]))
+            batch: Batch = pickle.loads(graph[key].args[0])
+            self.sent.append((key, [spec.run_id for spec in batch.items]))
             self.depends[key] = [str(ref.key) for ref in graph[key].args[1:]]
             self.futures[key] = FakeFuture(key)
         return [self.futures[key] for key in keys]
@@ -286,9 +286,9 @@ class Driven:
 
     def future(self, item: Item) -> FakeFuture:
         """Dask's future of the task that the run is in."""
-        job = item.job
-        assert isinstance(job, SentJob)
-        return self.client.futures[job.key]
+        batch = item.batch
+        assert isinstance(batch, SentBatch)
+        return self.client.futures[batch.key]
 
     def kill_worker(self, item: Item, *, of: str | None = None) -> None:
         """The worker with the run's Dask task dies; `of`: the key of the task that it died of."""

@@ -14,8 +14,8 @@ from prefect.states import Completed, Running
 
 from deepflow.observe import metrics
 from deepflow.runner.runs import advance, new_task_run
-from deepflow.runner.wire import BlobRef, Job, JobOptions, Message, OutcomeReport, unpack
-from deepflow.runner.worker.agent import Agent, RunningJob
+from deepflow.runner.wire import Batch, BatchOptions, BlobRef, Message, OutcomeReport, unpack
+from deepflow.runner.worker.agent import Agent, RunningBatch
 
 DRIVER = "the-driver"
 NOT_UTF8 = os.fsdecode(b"caf\xe9.csv")
@@ -41,10 +41,10 @@ class FakeWorker:
         return [event.state_name for _, message in self.sent for event in message.events]
 
 
-def job(*, coalesce: bool = False, driver: str = DRIVER) -> Job:
-    """A job without items."""
+def batch(*, coalesce: bool = False, driver: str = DRIVER) -> Batch:
+    """A batch without items."""
     ref = BlobRef("name", "digest")
-    return Job(driver, driver, ref, b"", (), (), None, (), (), JobOptions(coalesce=coalesce))
+    return Batch(driver, driver, ref, b"", (), (), None, (), (), BatchOptions(coalesce=coalesce))
 
 
 def new_run() -> TaskRun:
@@ -60,7 +60,7 @@ def new_run() -> TaskRun:
     )
 
 
-def live(agent: Agent, of: Job, run: TaskRun, *, to_the_end: bool = True) -> None:
+def live(agent: Agent, of: Batch, run: TaskRun, *, to_the_end: bool = True) -> None:
     """Take a run through its states."""
     assert run.state is not None
     agent.emit(of, run, None, run.state, persisted=False)
@@ -82,7 +82,7 @@ def agent(worker: FakeWorker) -> Agent:
 def test_every_state_is_sent_where_nothing_may_be_coalesced(
     agent: Agent, worker: FakeWorker
 ) -> None:
-    live(agent, job(), new_run())
+    live(agent, batch(), new_run())
     agent.flush()
     assert worker.states() == ["Pending", "Running", "Completed"]
 
@@ -90,7 +90,7 @@ def test_every_state_is_sent_where_nothing_may_be_coalesced(
 def test_a_run_that_ends_before_its_states_are_due_is_told_of_in_one_event(
     agent: Agent, worker: FakeWorker
 ) -> None:
-    live(agent, job(coalesce=True), new_run())
+    live(agent, batch(coalesce=True), new_run())
     agent.flush()
     assert worker.states() == ["Completed"]
     assert sum(message.coalesced for _, message in worker.sent) == 2
@@ -100,12 +100,12 @@ def test_the_states_of_a_run_that_goes_on_are_sent_when_they_are_due(
     agent: Agent, worker: FakeWorker
 ) -> None:
     run = new_run()
-    live(agent, job(coalesce=True), run, to_the_end=False)
+    live(agent, batch(coalesce=True), run, to_the_end=False)
     agent.flush()
     assert worker.states() == ["Pending", "Running"]
     before = advance(run, Completed())
     assert run.state is not None
-    agent.emit(job(coalesce=True), run, before, run.state, persisted=False)
+    agent.emit(batch(coalesce=True), run, before, run.state, persisted=False)
     agent.flush()
     assert worker.states() == ["Pending", "Running", "Completed"]
     assert sum(message.coalesced for _, message in worker.sent) == 0
@@ -115,12 +115,12 @@ def test_a_driver_that_departs_hears_how_much_was_sent_and_nothing_more(
     agent: Agent, worker: FakeWorker
 ) -> None:
     for _ in range(3):
-        live(agent, job(), new_run())
+        live(agent, batch(), new_run())
         agent.flush()
-    live(agent, job(driver="another"), new_run())
+    live(agent, batch(driver="another"), new_run())
     agent.flush()
     assert agent.depart(DRIVER) == 3
-    live(agent, job(), new_run())
+    live(agent, batch(), new_run())
     agent.flush()
     assert [topic for topic, _ in worker.sent] == [DRIVER] * 3 + ["another"]
     assert agent.depart("another") == 1
@@ -158,9 +158,9 @@ def test_what_could_not_be_sent_is_sent_later_in_order() -> None:
     agent = Agent(cast(Any, worker))
     first, second = new_run(), new_run()
     before = metrics.value("deepflow_fallbacks_total", kind="service_fault")
-    live(agent, job(), first)
+    live(agent, batch(), first)
     agent.flush()
-    live(agent, job(), second)
+    live(agent, batch(), second)
     agent.flush()
     assert worker.sent == []
     agent.flush()
@@ -172,7 +172,7 @@ def test_what_could_not_be_sent_is_sent_later_in_order() -> None:
 def test_a_report_that_could_not_be_sent_does_not_fail_the_job() -> None:
     worker = Broken(1, RuntimeError("no"))
     agent = Agent(cast(Any, worker))
-    running = RunningJob(job())
+    running = RunningBatch(batch())
     running.reports.append(OutcomeReport(uuid4(), "done", b"", "COMPLETED", 0.1))
     agent.end(running)
     assert worker.sent == []
@@ -197,9 +197,9 @@ def test_the_watcher_goes_on_after_a_fault(
             sent.set()
 
     monkeypatch.setattr(agent, "_send_events", once_more)
-    running = RunningJob(job())
+    running = RunningBatch(batch())
     agent.begin(running)
-    live(agent, job(), new_run())
+    live(agent, batch(), new_run())
     assert sent.wait(30)
     assert not faults
     agent.close()
@@ -208,6 +208,6 @@ def test_the_watcher_goes_on_after_a_fault(
 def test_odd_text_reaches_the_driver(agent: Agent, worker: FakeWorker) -> None:
     run = new_run()
     run.name, run.tags = NOT_UTF8, [NOT_UTF8]
-    live(agent, job(), run)
+    live(agent, batch(), run)
     agent.flush()
     assert worker.states() == ["Pending", "Running", "Completed"]

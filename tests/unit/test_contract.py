@@ -319,7 +319,7 @@ def sending_(patch: Patch) -> None:
         note={}, annotations={}, workers=(), allow_other_workers=False, resources={}, priority=7
     )
     sender = sending.Sender.__new__(sending.Sender)
-    sender._run_job = len
+    sender._run_batch = len
     sender._client = SimpleNamespace(  # type: ignore[assignment]
         submit=lambda *arguments, **named: sent.append((arguments, named))
     )

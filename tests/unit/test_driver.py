@@ -37,7 +37,7 @@ def test_a_run_without_inputs_is_sent_at_once_and_ends_with_its_workers_report()
     assert item.state is S.BEGUN
     on.report(item)
     assert (item.state, item.is_done, item.state_type) == (S.DONE, True, "COMPLETED")
-    assert item.job is None, "the driver has its result: Dask may forget it"
+    assert item.batch is None, "the driver has its result: Dask may forget it"
     assert on.told_server(item) == [], "its worker does"
 
 
@@ -98,7 +98,7 @@ def test_a_run_waits_for_its_retry_and_goes_again_with_its_record() -> None:
     item = on.submit(retries=1)
     after = on.submit(inputs=[item])
     on.report(item, kind="retry")
-    assert (item.state, item.job) == (S.HELD_FOR_RETRY, None)
+    assert (item.state, item.batch) == (S.HELD_FOR_RETRY, None)
     on.report(item, kind="retry")
     assert on.reactor.n_timers == 1, "a second report of it changes nothing"
     on.pass_time()
@@ -186,10 +186,10 @@ def test_where_no_report_came_the_result_itself_says_what_became_of_the_run() ->
 def test_a_value_that_its_worker_keeps_is_still_to_be_had_from_dask() -> None:
     on = Driven()
     item = on.submit()
-    job = item.job
+    batch = item.batch
     on.report(item, blob=None)
     assert item.state is S.DONE
-    assert item.job is job
+    assert item.batch is batch
 
 
 # -- what breaks -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a dispatcher knows of its runs, and the one lock under which that changes.
 
-Lock discipline: an item, its job and everything on the board change only inside a turn
+Lock discipline: an item, its batch and everything on the board change only inside a turn
 (`with board.turn():`). Turns exclude each other and may be nested. What users have asked to be
 called for items that are finished in a turn is put in line when the outermost turn has ended, and
 called by threads of its own (`calling.py`), for it may submit, wait, cancel or block. What waits

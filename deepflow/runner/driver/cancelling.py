@@ -60,9 +60,9 @@ class Cancelling:
             return
         self._tell_workers([item.run_id for item in sent])
         whole = {
-            item.job.key: item.job.future
+            item.batch.key: item.batch.future
             for item in sent
-            if item.job is not None and all(_is_unwanted(i) for i in item.job.items)
+            if item.batch is not None and all(_is_unwanted(i) for i in item.batch.items)
         }
         self._reactor.soon(partial(self._cancel_queued, list(whole.values())))
         self._reactor.at(time.time() + _GRACE_S, partial(self._give_up, sent))
@@ -81,7 +81,7 @@ class Cancelling:
     def _cancel_queued(self, futures: list[Any]) -> None:
         """Take what no worker has begun out of Dask's hands.
 
-        A job that runs is left to its worker, which has been told: were its key cancelled, Dask
+        A batch that runs is left to its worker, which has been told: were its key cancelled, Dask
         would drop the report's context but let the thread run on.
         """
         futures = [f for f in futures if f is not None and f.status == "pending"]
@@ -99,8 +99,8 @@ class Cancelling:
             for item in items:
                 if item.is_done:
                     continue
-                if item.job is not None and item.job.future is not None:
-                    futures.append(item.job.future)
+                if item.batch is not None and item.batch.future is not None:
+                    futures.append(item.batch.future)
                 why = "Cancelled; it did not stop in time and was abandoned."
                 self._settling.handle(item, Event.GIVE_UP, Said(state=Cancelled(message=why)))
         if futures and self._client.status == "running":
@@ -115,7 +115,9 @@ class Cancelling:
     def not_begun(self) -> list[Item]:
         """Open items that no worker has begun, as far as Dask can tell."""
         running = self._processing()
-        return [i for i in self._board.open_items() if i.job is None or i.job.key not in running]
+        return [
+            i for i in self._board.open_items() if i.batch is None or i.batch.key not in running
+        ]
 
     def _processing(self) -> set[Any]:
         """Keys that are at workers; none where Dask cannot be asked."""

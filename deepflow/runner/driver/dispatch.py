@@ -1,7 +1,7 @@
 """The driver's half: from a submitted call to a finished run.
 
 A dispatcher belongs to one entered task runner. It turns calls into items, sends items to Dask
-(alone, or grouped into a job), hears from the workers what became of them, and makes sure that
+(alone, or grouped into a batch), hears from the workers what became of them, and makes sure that
 every item ends: also where a worker, the scheduler or the driver's own flow does not go on. An item
 is *held* (it waits for an input, for its retry, or for the pilot of its map), *sent* or *done*.
 
@@ -9,8 +9,8 @@ This is where the parts are put together; each knows only those before it:
 
 - `board.py`: the open items, and the one lock under which anything changes (the discipline is
   stated there); `reactor.py`: the thread that reacts to reports, to Dask and to the clock
-- `sending.py`: jobs become Dask graphs; `readiness.py`: when an item may be sent
-- `settling.py`: an item's end or next attempt; `losses.py`: what a broken job means for its runs
+- `sending.py`: batches become Dask graphs; `readiness.py`: when an item may be sent
+- `settling.py`: an item's end or next attempt; `losses.py`: what a broken batch means for its runs
 - `reports.py`: what workers and Dask say; `cancelling.py`: stopping runs
 """
 
@@ -25,7 +25,7 @@ from deepflow.decide.events import TasksNamed
 from deepflow.observe.fallbacks import Fallback
 from deepflow.runner.driver.board import Board
 from deepflow.runner.driver.cancelling import Cancelling
-from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.items import Item, SentBatch
 from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.losses import Losses
 from deepflow.runner.driver.naming import RunNames
@@ -104,8 +104,8 @@ class Dispatcher:
             client, self._board, self._reactor, settling, worker_side, events_topic=events_topic
         )
 
-    def _on_end(self, job: SentJob, status: str | None, error: BaseException | None) -> None:
-        self._reports.on_end(job, status, error)
+    def _on_end(self, batch: SentBatch, status: str | None, error: BaseException | None) -> None:
+        self._reports.on_end(batch, status, error)
 
     def _put_event(self, record: EventRecord) -> None:
         """Tell Prefect's server of a state given here: nested, through the flow run's driver."""

@@ -57,11 +57,11 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
         with the same key, so that the cluster need not keep the result. None while the run is held
         by the driver.
         """
-        job = self._item.job
-        if job is not None and job.future is None:
+        batch = self._item.batch
+        if batch is not None and batch.future is None:
             self._dispatcher.flush()
-        if job is not None and job.future is not None:
-            return RunFuture(job.future, self)
+        if batch is not None and batch.future is not None:
+            return RunFuture(batch.future, self)
         if self._item.released_key is not None:
             return ReleasedFuture(self._item.released_key, lambda: self.state)
         return None
@@ -76,7 +76,7 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
         details = StateDetails(
             task_run_id=self._item.run_id, flow_run_id=self._dispatcher.flow_run_id
         )
-        make = Running if self._item.job is not None else Pending
+        make = Running if self._item.batch is not None else Pending
         return make(state_details=details)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -176,7 +176,7 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
         if item.blob is not None:
             content = Parcel.from_bytes(item.blob)
         else:
-            entry = fetched[id(item.job)].find(item.run_id)
+            entry = fetched[id(item.batch)].find(item.run_id)
             assert entry is not None, "a worker has reported this run as done"
             content = entry.content
             if isinstance(content, Parcel):
@@ -226,20 +226,20 @@ class DeepflowFuture(PrefectWrappedFuture[R, Any], Generic[R]):
 def load_states(futures: list[DeepflowFuture[Any]], timeout_s: float | None) -> list[State[Any]]:
     """Final states of runs that are done, with values; large values are gathered in one go."""
     remote = {
-        id(future._item.job): future._item.job
+        id(future._item.batch): future._item.batch
         for future in futures
-        if future._final_state is None and future._item.blob is None and future._item.job
+        if future._final_state is None and future._item.blob is None and future._item.batch
     }
     fetched: dict[int, Outcomes] = {}
     if remote:
         dispatcher = futures[0]._dispatcher
         travel = transfer_options(dispatcher.settings)
-        jobs = list(remote.values())
+        batches = list(remote.values())
         with slot_left():
             try:
-                wanted = [job.future for job in jobs if job.future]
+                wanted = [batch.future for batch in batches if batch.future]
                 values = fetch(dispatcher.client, wanted, timeout_s, travel)
-                fetched = {id(job): value for job, value in zip(jobs, values, strict=True)}
+                fetched = {id(batch): value for batch, value in zip(batches, values, strict=True)}
             except TimeoutError:
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever Dask says, it becomes a state

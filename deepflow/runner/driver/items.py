@@ -1,4 +1,4 @@
-"""What the driver knows of a submitted call: item, template, job, map plan, shared argument."""
+"""What the driver knows of a submitted call: item, template, batch, map plan, shared argument."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Template:
 class Code:
     """A task's code as it was when it was submitted: its pickle, and where that was put.
 
-    Small code travels with each job. Larger code is put on the scheduler once, and taken away when
-    no run needs it any more.
+    Small code travels with each batch. Larger code is put on the scheduler once, and taken away
+    when no run needs it any more.
     """
 
     __slots__ = ("__weakref__", "blob", "ref")
@@ -81,7 +81,7 @@ class Code:
 
     @property
     def on_the_way(self) -> bytes | BlobRef:
-        """What a job carries of it."""
+        """What a batch carries of it."""
         return self.blob if self.ref is None else self.ref
 
 
@@ -163,7 +163,7 @@ class ReleasedFuture:
         return f"<ReleasedFuture: finished, key: {self.key}>"
 
 
-class SentJob:
+class SentBatch:
     """A Dask task under way or finished, and the items in it."""
 
     __slots__ = (
@@ -187,13 +187,13 @@ class SentJob:
         self.n_kept = len(items)
 
     def open_items(self) -> list[Item]:
-        """Those of its items that are still to be done by this job."""
-        return [item for item in self.items if item.job is self and not item.is_done]
+        """Those of its items that are still to be done by this batch."""
+        return [item for item in self.items if item.batch is self and not item.is_done]
 
     def let_go(self, item: Item) -> None:
-        """`item` no longer needs the job's result; when none does, Dask may forget it."""
+        """`item` no longer needs the batch's result; when none does, Dask may forget it."""
         item.released_key = self.key
-        item.job = None
+        item.batch = None
         self.n_kept -= 1
         if self.n_kept == 0:
             self.future = None
@@ -206,6 +206,7 @@ class Item:
         "__weakref__",
         "_event",
         "assets",
+        "batch",
         "blob",
         "call",
         "callbacks",
@@ -215,7 +216,6 @@ class Item:
         "inputs",
         "is_called_back",
         "is_done",
-        "job",
         "life",
         "n_done_upstreams",
         "name",
@@ -262,7 +262,7 @@ class Item:
         self.assets = assets
         self.resume: bytes | None = None
         self.rerun: str | None = None
-        self.job: SentJob | None = None
+        self.batch: SentBatch | None = None
         self.released_key: str | None = None
         self.dependents: list[Item] = []
         self.plan: MapPlan | None = None

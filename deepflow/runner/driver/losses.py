@@ -1,4 +1,4 @@
-"""What is done when the infrastructure breaks a job: a lost worker, scheduler, context or input.
+"""What is done when the infrastructure breaks a batch: a lost worker, scheduler, context or input.
 
 A run that was only near is spared. One that may be to blame goes again, alone, as often as
 `infra_retries` allows; then Prefect's own `retries` apply, and at last the run is `Crashed` with
@@ -19,7 +19,7 @@ from prefect.types import _datetime as prefect_datetime
 from deepflow.errors import ContextMissingError, ValueLostError
 from deepflow.observe import metrics
 from deepflow.runner.driver.board import Board
-from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.items import Item, SentBatch
 from deepflow.runner.driver.lifecycle import Event, Loss, RunState, event_of_loss
 from deepflow.runner.driver.settling import Said, Settling
 
@@ -41,32 +41,32 @@ class Losses:
         self._board = board
         self._settling = settling
 
-    def lost(self, job: SentJob, error: BaseException | None) -> None:
-        """The infrastructure broke `job`: what is open of it goes again, or gets its end."""
+    def lost(self, batch: SentBatch, error: BaseException | None) -> None:
+        """The infrastructure broke `batch`: what is open of it goes again, or gets its end."""
         if isinstance(error, ContextMissingError):
-            self._ship_again(job)
+            self._ship_again(batch)
         with self._board.turn():
-            for item in job.open_items():
-                self._lost_item(item, job, error)
+            for item in batch.open_items():
+                self._lost_item(item, batch, error)
 
-    def _ship_again(self, job: SentJob) -> None:
+    def _ship_again(self, batch: SentBatch) -> None:
         """Put back on the scheduler what it has lost, before anything goes again."""
         with self._board.turn():
             # All runs of a Dask task are of one call, which has one context and one code.
-            lost = [(item.template, item.code) for item in job.open_items()][:1]
+            lost = [(item.template, item.code) for item in batch.open_items()][:1]
         for template, code in lost:
             assert code is not None, "an open item has its code"
             template.ship_again(code)
 
-    def _lost_item(self, item: Item, job: SentJob, error: BaseException | None) -> None:
-        broken = self._broken_input(item, job, error)
+    def _lost_item(self, item: Item, batch: SentBatch, error: BaseException | None) -> None:
+        broken = self._broken_input(item, batch, error)
         is_input_open = any(not upstream.is_done for upstream in item.upstreams)
-        is_of_other = isinstance(error, KilledWorker) and error.task != job.key
+        is_of_other = isinstance(error, KilledWorker) and error.task != batch.key
         loss = Loss(
             is_unwanted=item.state is RunState.CANCELLING or self._board.is_closing,
             is_input_open=is_input_open or (is_of_other and broken is None),
             is_input_broken=broken is not None,
-            is_nearby=_is_nearby(item, job, error),
+            is_nearby=_is_nearby(item, batch, error),
             is_hopeless=self._is_hopeless(error),
         )
         event = event_of_loss(item.life, loss, self._settings.infra_retries)
@@ -80,18 +80,20 @@ class Losses:
         else:
             self._settling.handle(item, event)
 
-    def _broken_input(self, item: Item, job: SentJob, error: BaseException | None) -> str | None:
+    def _broken_input(
+        self, item: Item, batch: SentBatch, error: BaseException | None
+    ) -> str | None:
         """`cause: sentence` for a value that the run needs and that cannot be made; else None."""
         failed = _failed_on_cluster(item)
         if failed is not None:
             return f"input_failed: a Dask future among its arguments failed: {failed}"
-        if not isinstance(error, KilledWorker) or error.task == job.key:
+        if not isinstance(error, KilledWorker) or error.task == batch.key:
             return None
         # A Dask task that the run depends on was the death of its workers.
         gone = [
             up.name
             for up in item.upstreams
-            if up.blob is None and up.job is not None and up.job.key == error.task
+            if up.blob is None and up.batch is not None and up.batch.key == error.task
         ]
         if not gone:
             return None
@@ -144,13 +146,13 @@ def _failed_on_cluster(item: Item) -> str | None:
     return None
 
 
-def _is_nearby(item: Item, job: SentJob, error: BaseException | None) -> bool:
+def _is_nearby(item: Item, batch: SentBatch, error: BaseException | None) -> bool:
     """Whether a run was only near when its worker died: it had not begun, or had ended; or whether
     it was to begin with an input that turned out lost.
     """
     if isinstance(error, ValueLostError):
         return True
-    return isinstance(error, KilledWorker) and job.is_announced and job.last_begun is not item
+    return isinstance(error, KilledWorker) and batch.is_announced and batch.last_begun is not item
 
 
 def in_words(error: BaseException | None, failures: int) -> str:

@@ -180,7 +180,7 @@ def _blocker(item: Item) -> Item | None:
     for upstream in islice(upstreams, n_done, None):
         if upstream.is_done:
             continue
-        job = upstream.job
-        if item.needs_done or job is None or len(job.items) != 1:
+        batch = upstream.batch
+        if item.needs_done or batch is None or len(batch.items) != 1:
             return upstream
     return None

@@ -1,7 +1,7 @@
 """What became of the runs that were sent: as workers report it, and as Dask does.
 
-A worker's report says it first, with the state itself where it is small. Dask's own word on a job
-counts only for what no report has settled: then the result is read, or the job was lost.
+A worker's report says it first, with the state itself where it is small. Dask's own word on a batch
+counts only for what no report has settled: then the result is read, or the batch was lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prefect.states import Crashed
 from deepflow.observe import metrics
 from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.board import Board
-from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.items import Item, SentBatch
 from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.losses import Losses
 from deepflow.runner.driver.naming import RunNames
@@ -123,8 +123,8 @@ class Reports:
         event = _EVENTS[report.kind]
         if event is Event.ENDED:
             self._learn(item, report.run_s)
-        elif event is Event.BEGUN and item.job is not None:
-            item.job.last_begun = item
+        elif event is Event.BEGUN and item.batch is not None:
+            item.batch.last_begun = item
         self._settling.handle(item, event, Said(blob=report.blob, state_type=report.state_type))
 
     def _learn(self, item: Item, run_s: float) -> None:
@@ -135,40 +135,40 @@ class Reports:
 
     # -- what Dask says ------------------------------------------------------------------------
 
-    def on_end(self, job: SentJob, status: str | None, error: BaseException | None) -> None:
-        """Dask's future of a job has this status now."""
+    def on_end(self, batch: SentBatch, status: str | None, error: BaseException | None) -> None:
+        """Dask's future of a batch has this status now."""
         with self._board.turn():
-            if not job.open_items():
+            if not batch.open_items():
                 return
         try:
             if status == "finished":
-                self._read_outcomes(job)
+                self._read_outcomes(batch)
             elif status in ("lost", "pending"):
-                if job.future is not None:
-                    self._sender.watch(job, job.future)
+                if batch.future is not None:
+                    self._sender.watch(batch, batch.future)
             else:
-                self._losses.lost(job, error)
+                self._losses.lost(batch, error)
         except Exception as exc:
-            # Nothing more is heard of this job, so nobody else would end its runs.
+            # Nothing more is heard of this batch, so nobody else would end its runs.
             fell_back(Fallback.SERVICE_FAULT)
             self._board.logger.exception("What became of a Dask task could not be taken in")
             why = f"What became of its Dask task could not be taken in: {type(exc).__name__}: {exc}"
             with self._board.turn():
-                for item in job.open_items():
+                for item in batch.open_items():
                     self._settling.handle(item, Event.ABANDON, Said(state=Crashed(message=why)))
 
-    def _read_outcomes(self, job: SentJob) -> None:
-        """Dask has a job's result but its report did not come: read the result itself."""
+    def _read_outcomes(self, batch: SentBatch) -> None:
+        """Dask has a batch's result but its report did not come: read the result itself."""
         self._board.fell_back(
             Fallback.REPORT_MISSING, "A worker's report was lost; reading the results themselves."
         )
         try:
-            outcomes: Outcomes = self._client.gather(job.future)
+            outcomes: Outcomes = self._client.gather(batch.future)
         except Exception as exc:  # noqa: BLE001 - whatever Dask says, it is the runs' end
-            self._losses.lost(job, exc)
+            self._losses.lost(batch, exc)
             return
         with self._board.turn():
-            for item in job.open_items():
+            for item in batch.open_items():
                 entry = outcomes.find(item.run_id)
                 if entry is None:
                     self._settling.handle(item, Event.HANDED_BACK)

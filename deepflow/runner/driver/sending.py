@@ -1,4 +1,4 @@
-"""How jobs get to Dask: many at once, as one graph, with nothing that Dask would have to hash.
+"""How batches get to Dask: many at once, as one graph, with nothing that Dask would have to hash.
 
 Graphs are sent by the reactor's thread, which takes all that has come together by then: to the
 scheduler a graph of many tasks costs little more than a graph of one.
@@ -25,18 +25,18 @@ from deepflow.decide.batching import split_after_s
 from deepflow.errors import InfrastructureError
 from deepflow.observe.text import clean, cleaned
 from deepflow.runner.driver.board import Board
-from deepflow.runner.driver.items import Item, SentJob, SharedArgument, Template
+from deepflow.runner.driver.items import Item, SentBatch, SharedArgument, Template
 from deepflow.runner.driver.lifecycle import Event
 from deepflow.runner.driver.naming import RunNames
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.wire import (
     Awaited,
+    Batch,
+    BatchOptions,
     Ended,
     Foreign,
     Inline,
     ItemSpec,
-    Job,
-    JobOptions,
     Remote,
     Shared,
     Source,
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
     from deepflow.settings import Settings
 
-OnEnd = Callable[[SentJob, "str | None", BaseException | None], None]
-"""Called on the reactor with a job, the status of its Dask future, and its error."""
+OnEnd = Callable[[SentBatch, "str | None", BaseException | None], None]
+"""Called on the reactor with a batch, the status of its Dask future, and its error."""
 
 
 _Graph = Mapping[str, tuple[bytes, Sequence[str]]]
-"""By a Dask task's key: its pickled job, and the keys that it depends on."""
+"""By a Dask task's key: its pickled batch, and the keys that it depends on."""
 
 
 class Sender:
-    """Sends jobs; says to `on_end` what Dask says of them. Use in a turn, except as said."""
+    """Sends batches; says to `on_end` what Dask says of them. Use in a turn, except as said."""
 
     def __init__(
         self,
@@ -77,27 +77,27 @@ class Sender:
         self._settings = settings
         self._board = board
         self._reactor = reactor
-        self._run_job = worker_side.run_job
+        self._run_batch = worker_side.run_batch
         self._results_topic = results_topic
         self._events_topic = events_topic
         self._on_end = on_end
         self._names = names
-        self._outgoing: list[SentJob] = []
+        self._outgoing: list[SentBatch] = []
         self._sending = threading.Lock()
         """One graph after the other, in the order in which they were put. Not taken in a turn."""
         self._is_flush_due = False
         self._numbers = itertools.count()
 
-    def put(self, items: list[Item]) -> SentJob:
+    def put(self, items: list[Item]) -> SentBatch:
         """Make these items one Dask task of the next graph."""
-        job = SentJob(self._key(items[0].template), items)
+        batch = SentBatch(self._key(items[0].template), items)
         for item in items:
-            item.job = job
-        self._outgoing.append(job)
+            item.batch = batch
+        self._outgoing.append(batch)
         if not self._is_flush_due:
             self._is_flush_due = True
             self._reactor.soon(self.flush)
-        return job
+        return batch
 
     def _key(self, template: Template) -> str:
         run_id = self._board.flow_run_id
@@ -106,7 +106,7 @@ class Sender:
         )
 
     def flush(self) -> None:
-        """Send what is queued: consecutive jobs of the same placement as one graph.
+        """Send what is queued: consecutive batches of the same placement as one graph.
 
         Any thread, but not in a turn: large arguments that the cluster has not, or has lost, go
         there first, and nobody's turn waits for the network.
@@ -118,15 +118,15 @@ class Sender:
                 arguments = _arguments(outgoing)
             broken = self._put_arguments(arguments)
             with self._board.turn():
-                jobs = []
-                for job in outgoing:
-                    job.items = job.open_items()
-                    error = _first(broken, _arguments([job])) if broken else None
+                batches = []
+                for batch in outgoing:
+                    batch.items = batch.open_items()
+                    error = _first(broken, _arguments([batch])) if broken else None
                     if error is not None:
-                        self._reactor.soon(partial(self._on_end, job, "error", error))
-                    elif job.items:
-                        jobs.append(job)
-                for _, graph in itertools.groupby(jobs, key=_placement):
+                        self._reactor.soon(partial(self._on_end, batch, "error", error))
+                    elif batch.items:
+                        batches.append(batch)
+                for _, graph in itertools.groupby(batches, key=_placement):
                     self._send_graph(list(graph))
 
     def _put_arguments(
@@ -141,30 +141,30 @@ class Sender:
                 broken[argument] = exc
         return broken
 
-    def _send_graph(self, jobs: list[SentJob]) -> None:
+    def _send_graph(self, batches: list[SentBatch]) -> None:
         try:
             graph = {}
-            for job in jobs:
-                job.is_announced = self._is_announced(job.items)
-                blob, dependencies = self._job_blob(job.items, job.is_announced)
-                graph[job.key] = blob, dependencies
+            for batch in batches:
+                batch.is_announced = self._is_announced(batch.items)
+                blob, dependencies = self._batch_blob(batch.items, batch.is_announced)
+                graph[batch.key] = blob, dependencies
             # In an empty context: the annotations of the thread that happens to be here, or of
             # the one that made this dispatcher, are not those of these runs.
-            first = jobs[0].items
+            first = batches[0].items
             futures = Context().run(self._put_graph, graph, first[0].template, len(first))
         except Exception as exc:  # noqa: BLE001 - it becomes the runs' end, see below
             # Nobody waits for this thread: an error here is an error of these runs.
-            for job in jobs:
-                self._reactor.soon(partial(self._on_end, job, "error", exc))
+            for batch in batches:
+                self._reactor.soon(partial(self._on_end, batch, "error", exc))
             return
         now_s = time.time()
-        for job, future in zip(jobs, futures, strict=True):
-            job.future = future
-            self._names.sent(job.key, job.items)
-            for item in job.items:
+        for batch, future in zip(batches, futures, strict=True):
+            batch.future = future
+            self._names.sent(batch.key, batch.items)
+            for item in batch.items:
                 item.life.handle(Event.SENT)
                 item.sent_at_s = now_s
-            self.watch(job, future)
+            self.watch(batch, future)
 
     def _put_graph(self, graph: _Graph, template: Template, n_runs: int) -> list[Any]:
         """Hand a graph to Dask with its template's annotations; returns a future per task."""
@@ -180,7 +180,7 @@ class Sender:
         with annotate(**{**template.annotations, OURS: note}):
             if not may_use(SENDING):
                 return [self._put_apart(key, *graph[key], placement) for key in graph]
-            made = _as_dask_has_it(graph, self._run_job)
+            made = _as_dask_has_it(graph, self._run_batch)
             futures: list[Any] = self._client.get(made, list(graph), sync=False, **placement)
         return futures
 
@@ -189,16 +189,16 @@ class Sender:
     ) -> Any:
         """Hand one task to Dask by its public `submit`; returns its future."""
         inputs: list[Any] = [DaskFuture(one, self._client) for one in needed]
-        return self._client.submit(self._run_job, blob, *inputs, key=key, pure=False, **placement)
+        return self._client.submit(self._run_batch, blob, *inputs, key=key, pure=False, **placement)
 
-    def watch(self, job: SentJob, future: Future[Any]) -> None:
-        """Tell `on_end` when Dask is done with the job, whatever came of it (any thread)."""
+    def watch(self, batch: SentBatch, future: Future[Any]) -> None:
+        """Tell `on_end` when Dask is done with the batch, whatever came of it (any thread)."""
 
         def callback(future: Future[Any]) -> None:
             status = future.status
             assert future._state is not None  # it has a client, so it has a state
             error = future._state.exception if status in ("error", "cancelled") else None
-            self._reactor.soon(partial(self._on_end, job, status, error))
+            self._reactor.soon(partial(self._on_end, batch, status, error))
 
         future.add_done_callback(callback)
 
@@ -208,8 +208,8 @@ class Sender:
             return True
         return any(item.life.failures or item.life.n_spared for item in items)
 
-    def _job_blob(self, items: list[Item], is_announced: bool) -> tuple[bytes, list[str]]:
-        """The pickled job, and the keys of the Dask tasks it depends on."""
+    def _batch_blob(self, items: list[Item], is_announced: bool) -> tuple[bytes, list[str]]:
+        """The pickled batch, and the keys of the Dask tasks it depends on."""
         template, settings = items[0].template, self._settings
         dependencies: dict[str, int] = {}
         specs: list[ItemSpec] = []
@@ -222,7 +222,7 @@ class Sender:
         run_time = self._board.run_time(template.learned_as)
         code = items[0].code
         assert code is not None, "an open item has its code"
-        options = JobOptions(
+        options = BatchOptions(
             coalesce=settings.events == "coalesce" and self._board.n_open > settings.coalesce_after,
             inline_bytes=settings.inline_result_bytes,
             split_after_s=split_after_s(run_time, settings.batch_target_s),
@@ -230,7 +230,7 @@ class Sender:
             isolate=template.hints.isolate,
             announce=is_announced,
         )
-        job = Job(
+        batch = Batch(
             results_topic=self._results_topic,
             events_topic=self._events_topic,
             context=template.context,
@@ -242,7 +242,7 @@ class Sender:
             items=tuple(specs),
             options=options,
         )
-        return pickle.dumps(job, protocol=5), list(dependencies)
+        return pickle.dumps(batch, protocol=5), list(dependencies)
 
     def _source(self, reference: object, dependencies: dict[str, int]) -> Source:
         if isinstance(reference, bytes):
@@ -264,13 +264,13 @@ class Sender:
         return Awaited(_position(waited, dependencies), waited.run_id, may_fail)
 
 
-def _as_dask_has_it(graph: _Graph, run_job: Callable[..., Any]) -> Any:
+def _as_dask_has_it(graph: _Graph, run_batch: Callable[..., Any]) -> Any:
     """A graph in the form in which Dask has nothing to convert or to hash."""
     from dask._expr import LLGExpr
     from dask._task_spec import Task, TaskRef
 
     tasks = {
-        key: Task(key, run_job, blob, *map(TaskRef, needed))
+        key: Task(key, run_batch, blob, *map(TaskRef, needed))
         for key, (blob, needed) in graph.items()
     }
     # The token spares Dask from hashing every call.
@@ -279,16 +279,16 @@ def _as_dask_has_it(graph: _Graph, run_job: Callable[..., Any]) -> Any:
 
 def _position(item: Item, dependencies: dict[str, int]) -> int:
     """Where the Dask task that runs `item` stands among these dependencies."""
-    if item.job is None:
+    if item.batch is None:
         raise InfrastructureError(f"input {item.name!r} is neither done nor at work")
-    return dependencies.setdefault(item.job.key, len(dependencies))
+    return dependencies.setdefault(item.batch.key, len(dependencies))
 
 
-def _arguments(jobs: Iterable[SentJob]) -> list[SharedArgument]:
-    """The large arguments that these jobs refer to."""
+def _arguments(batches: Iterable[SentBatch]) -> list[SharedArgument]:
+    """The large arguments that these batches refer to."""
     found: dict[SharedArgument, None] = {}
-    for job in jobs:
-        for item in job.items:
+    for batch in batches:
+        for item in batch.items:
             template = item.template
             for of in (item.references, template.static_references, template.code_references):
                 found.update((one, None) for one in of if isinstance(one, SharedArgument))
@@ -301,6 +301,6 @@ def _first(
     return next((broken[one] for one in arguments if one in broken), None)
 
 
-def _placement(job: SentJob) -> tuple[Any, ...]:
-    """What is said of a whole graph; jobs that differ in it need graphs apart."""
-    return (*job.items[0].template.placement, len(job.items))
+def _placement(batch: SentBatch) -> tuple[Any, ...]:
+    """What is said of a whole graph; batches that differ in it need graphs apart."""
+    return (*batch.items[0].template.placement, len(batch.items))

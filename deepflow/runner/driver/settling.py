@@ -20,7 +20,7 @@ from deepflow.intermediates.parcel import Parcel
 from deepflow.observe import metrics
 from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.driver.board import Board
-from deepflow.runner.driver.items import Item, SentJob
+from deepflow.runner.driver.items import Item, SentBatch
 from deepflow.runner.driver.lifecycle import Effect, Event, RunState
 from deepflow.runner.driver.reactor import Reactor
 from deepflow.runner.driver.readiness import Gate
@@ -127,13 +127,13 @@ class Settling:
     # -- effects -------------------------------------------------------------------------------
 
     def _detach(self, item: Item, said: Said) -> None:
-        item.job = None
+        item.batch = None
 
     def _let_go(self, item: Item, said: Said) -> None:
         # A value that its worker keeps is still to be had from its Dask task.
         is_kept = item.state is RunState.DONE and item.blob is None
-        if item.job is not None and not is_kept:
-            item.job.let_go(item)
+        if item.batch is not None and not is_kept:
+            item.batch.let_go(item)
 
     def _wake(self, item: Item, said: Said) -> None:
         """Hold an item until its retry is due; its record so far goes with the next attempt."""
@@ -153,17 +153,17 @@ class Settling:
 
     def _send_elsewhere(self, item: Item, said: Said) -> None:
         """Its worker has not begun it: send it elsewhere, in a smaller group."""
-        job, item.job = item.job, None
-        assert job is not None, "what is in Dask is in a Dask task"
-        job.returned.append(item)
-        if len(job.returned) == 1:
-            self._reactor.soon(partial(self._send_returned, job))
+        batch, item.batch = item.batch, None
+        assert batch is not None, "what is in Dask is in a Dask task"
+        batch.returned.append(item)
+        if len(batch.returned) == 1:
+            self._reactor.soon(partial(self._send_returned, batch))
 
-    def _send_returned(self, job: SentJob) -> None:
+    def _send_returned(self, batch: SentBatch) -> None:
         with self._board.turn():
-            items, job.returned = job.returned, []
+            items, batch.returned = batch.returned, []
             items = [item for item in items if item.state is RunState.RETURNED]
-            size = max(1, len(job.items) // 4)
+            size = max(1, len(batch.items) // 4)
             self._gate.send([items[i : i + size] for i in range(0, len(items), size)])
 
     def _tell_server(self, item: Item, said: Said) -> None:

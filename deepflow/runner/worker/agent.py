@@ -25,10 +25,10 @@ from deepflow.observe.fallbacks import Fallback, fell_back
 from deepflow.runner.events import state_event
 from deepflow.runner.lru import LruCache
 from deepflow.runner.wire import (
+    Batch,
     BlobRef,
     EventRecord,
     ItemSpec,
-    Job,
     Message,
     OutcomeReport,
     pack,
@@ -70,13 +70,13 @@ class _Driver:
         self.sent_last: dict[UUID, tuple[UUID, Any]] = {}
 
 
-class RunningJob:
-    """A job being executed: what is done, what is running, what has not begun."""
+class RunningBatch:
+    """A batch being executed: what is done, what is running, what has not begun."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
         self.lock = threading.Lock()
-        self.waiting: deque[ItemSpec] = deque(job.items)
+        self.waiting: deque[ItemSpec] = deque(batch.items)
         self.seat: Seat | None = None
         self.reports: list[OutcomeReport] = []
         self.returned: list[UUID] = []
@@ -107,7 +107,7 @@ class Agent:
         self._drivers: dict[str, _Driver] = {}
         """By the topic of its events."""
         self._departed: OrderedDict[str, None] = OrderedDict()
-        self._jobs: set[RunningJob] = set()
+        self._batches: set[RunningBatch] = set()
         self._wake = threading.Condition(self._lock)
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -159,10 +159,10 @@ class Agent:
 
     # -- runs in progress --------------------------------------------------------------------
 
-    def begin(self, job: RunningJob) -> None:
-        """Note that a job is being executed, and watch it."""
+    def begin(self, batch: RunningBatch) -> None:
+        """Note that a batch is being executed, and watch it."""
         with self._wake:
-            self._jobs.add(job)
+            self._batches.add(batch)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._watch, name="deepflow-agent", daemon=True
@@ -170,11 +170,11 @@ class Agent:
                 self._thread.start()
             self._wake.notify()
 
-    def end(self, job: RunningJob) -> None:
-        """Report a job's outcomes and events; call before its result is handed to Dask."""
+    def end(self, batch: RunningBatch) -> None:
+        """Report a batch's outcomes and events; call before its result is handed to Dask."""
         with self._lock:
-            self._jobs.discard(job)
-        self._report(job)
+            self._batches.discard(batch)
+        self._report(batch)
 
     def cancel(self, events_topic: str, run_ids: Iterable[UUID]) -> None:
         """Stop these runs of one driver: what runs is interrupted, what is to come never begins."""
@@ -183,7 +183,7 @@ class Agent:
             if driver is None:
                 return
             driver.cancelled.update(run_ids)
-            seats = [job.seat for job in self._jobs if job.seat is not None]
+            seats = [batch.seat for batch in self._batches if batch.seat is not None]
             hit = [seat for seat in seats if seat.run_id in driver.cancelled]
         for seat in hit:
             seat.cancel()
@@ -191,8 +191,8 @@ class Agent:
     def cancel_driver(self, events_topic: str) -> None:
         """Stop all runs of one driver, which is no more."""
         with self._lock:
-            jobs = [job for job in self._jobs if job.job.events_topic == events_topic]
-        run_ids = [spec.run_id for job in jobs for spec in job.job.items]
+            batches = [batch for batch in self._batches if batch.batch.events_topic == events_topic]
+        run_ids = [spec.run_id for batch in batches for spec in batch.batch.items]
         self.cancel(events_topic, run_ids)
 
     def context_of(self, events_topic: str) -> RunScope | None:
@@ -204,19 +204,19 @@ class Agent:
         driver = self._drivers.get(events_topic)
         return driver is not None and run_id in driver.cancelled
 
-    def announce(self, job: Job, run_id: UUID) -> None:
+    def announce(self, batch: Batch, run_id: UUID) -> None:
         """Tell the driver that a run begins; returns when the scheduler has the message.
 
         Done for runs that may have been the death of a worker before, so that the driver can tell
         them from those that were only near. About 1 ms.
         """
         report = OutcomeReport(run_id, "begun", None, "", 0.0)
-        message = self._message(job.results_topic, job.events_topic, (report,), [], 0)
+        message = self._message(batch.results_topic, batch.events_topic, (report,), [], 0)
         if message is not None:
             sync(
                 self.worker.loop,
                 self.worker.scheduler.log_event,
-                topic=job.results_topic,
+                topic=batch.results_topic,
                 msg=message,
             )
 
@@ -224,7 +224,7 @@ class Agent:
 
     def emit(
         self,
-        job: Job,
+        batch: Batch,
         task_run: TaskRun,
         initial: State[Any] | None,
         validated: State[Any],
@@ -233,16 +233,16 @@ class Agent:
     ) -> None:
         """Send a state change to the driver, soon.
 
-        Where the job's options say so, a transition that is followed by the run's final state
+        Where the batch's options say so, a transition that is followed by the run's final state
         within the flush interval is not sent: the final event carries the whole record.
         """
         is_last = validated.is_final() or validated.name == "NotReady"
         run_id = task_run.id
         with self._lock:
-            outbox = self._driver(job.events_topic)
+            outbox = self._driver(batch.events_topic)
             if outbox is None:
                 return
-            if job.options.coalesce and not is_last:
+            if batch.options.coalesce and not is_last:
                 held = outbox.held.setdefault(run_id, [])
                 held.append((task_run.model_copy(), initial, validated))
                 return
@@ -264,9 +264,9 @@ class Agent:
     def flush(self) -> None:
         """Send all reports and events that are waiting."""
         with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            self._report(job)
+            batches = list(self._batches)
+        for batch in batches:
+            self._report(batch)
         self._send_events()
 
     def _due_events(self, topic: str, *, include_held: bool) -> tuple[list[EventRecord], int]:
@@ -285,15 +285,15 @@ class Agent:
             coalesced, outbox.coalesced = outbox.coalesced, 0
             return records, coalesced
 
-    def _report(self, job: RunningJob) -> None:
-        with job.lock:
-            reports, job.reports = job.reports, []
-            returned, job.returned = job.returned, []
+    def _report(self, batch: RunningBatch) -> None:
+        with batch.lock:
+            reports, batch.reports = batch.reports, []
+            returned, batch.returned = batch.returned, []
         outcomes = (
             *reports,
             *(OutcomeReport(run_id, "returned", None, "", 0.0) for run_id in returned),
         )
-        topic, driver = job.job.results_topic, job.job.events_topic
+        topic, driver = batch.batch.results_topic, batch.batch.events_topic
         is_sent = True
         if topic == driver:
             records, coalesced = self._due_events(driver, include_held=False)
@@ -302,8 +302,8 @@ class Agent:
         elif outcomes:
             is_sent = self._send(topic, driver, outcomes, [], 0)
         if not is_sent:
-            with job.lock:
-                job.reports[:0], job.returned[:0] = reports, returned
+            with batch.lock:
+                batch.reports[:0], batch.returned[:0] = reports, returned
 
     def _send_events(self) -> None:
         for topic in list(self._drivers):
@@ -381,22 +381,22 @@ class Agent:
         events_due_s = time.monotonic() + _EVENTS_EVERY_S
         while True:
             with self._wake:
-                while not (self._jobs or self._has_events()) and not self._is_closed:
+                while not (self._batches or self._has_events()) and not self._is_closed:
                     self._wake.wait()
                 if self._is_closed:
                     return
-                jobs = list(self._jobs)
+                batches = list(self._batches)
             now_s = time.monotonic()
-            for job in jobs:
-                seat = job.seat
+            for batch in batches:
+                seat = batch.seat
                 if (
                     seat is not None
-                    and (job.waiting or job.reports)
-                    and now_s - seat.started_monotonic_s > job.job.options.split_after_s
+                    and (batch.waiting or batch.reports)
+                    and now_s - seat.started_monotonic_s > batch.batch.options.split_after_s
                 ):
-                    if job.give_back():
+                    if batch.give_back():
                         metrics.inc("deepflow_batch_splits_total")
-                    self._report(job)
+                    self._report(batch)
             if now_s >= events_due_s:
                 self._send_events()
                 events_due_s = now_s + _EVENTS_EVERY_S

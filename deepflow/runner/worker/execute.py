@@ -1,4 +1,4 @@
-"""Execute a job's task runs on a worker: contexts, inputs, engine, outcome.
+"""Execute a batch's task runs on a worker: contexts, inputs, engine, outcome.
 
 Whatever happens to a run, it ends in a state: what a user's code raises is Prefect's business
 (the engine), what keeps a run from starting becomes a failed state here.
@@ -36,12 +36,12 @@ from deepflow.runner.runs import advance, new_task_run
 from deepflow.runner.slots import Slot, current_slot
 from deepflow.runner.wire import (
     Awaited,
+    Batch,
     Ended,
     Entry,
     Foreign,
     Inline,
     ItemSpec,
-    Job,
     OutcomeReport,
     Outcomes,
     Remote,
@@ -49,7 +49,7 @@ from deepflow.runner.wire import (
     Source,
     Wait,
 )
-from deepflow.runner.worker.agent import Agent, RunningJob, agent_of
+from deepflow.runner.worker.agent import Agent, RunningBatch, agent_of
 from deepflow.runner.worker.durable import DurableRecord, Restored, result_store_of
 from deepflow.runner.worker.engine import AsyncEngine, Seat, SyncEngine
 from deepflow.runner.worker.loops import loops
@@ -78,18 +78,18 @@ class _NotReady(Exception):
     """An input has no final state yet: the driver sends the run again when it has."""
 
 
-def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
-    """Run a job's items in order; returns one entry for each that was not given back.
+def execute_batch(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
+    """Run a batch's items in order; returns one entry for each that was not given back.
 
     Raises:
         ContextMissingError: what was shipped once is not to be found; the driver sends it again.
     """
-    job: Job = pickle.loads(blob)
+    batch: Batch = pickle.loads(blob)
     agent = agent_of(get_worker())
-    running = RunningJob(job)
+    running = RunningBatch(batch)
     outcomes = Outcomes()
-    scope = agent.context(job.context)
-    load = partial(_load_task, agent.code(job.code), job, dependencies)
+    scope = agent.context(batch.context)
+    load = partial(_load_task, agent.code(batch.code), batch, dependencies)
     classes = Scope()
     task: Task[Any, Any] | None = load(classes)
     agent.begin(running)
@@ -97,23 +97,23 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
     try:
         while (spec := running.next_item()) is not None:
             seat = running.seat = Seat(spec.run_id)
-            if agent.is_cancelled(job.events_topic, spec.run_id):
+            if agent.is_cancelled(batch.events_topic, spec.run_id):
                 seat.cancel()
-            if job.options.announce:
-                agent.announce(job, spec.run_id)
+            if batch.options.announce:
+                agent.announce(batch, spec.run_id)
             if task is None:
                 # Globals, closures and defaults are each run's own.
                 classes = Scope()
                 task = load(classes)
             try:
-                run = _Run(agent, job, task, spec, seat, classes)
+                run = _Run(agent, batch, task, spec, seat, classes)
                 entry = run.execute(scope, dependencies)
             finally:
                 task = None
                 classes.release()
             running.seat = None
             outcomes.entries.append(entry)
-            report = _report(entry, job)
+            report = _report(entry, batch)
             with running.lock:
                 running.reports.append(report)
     finally:
@@ -122,10 +122,10 @@ def execute_job(blob: bytes, dependencies: tuple[Any, ...]) -> Outcomes:
 
 
 def _load_task(
-    code: bytes, job: Job, dependencies: tuple[Any, ...], classes: Scope
+    code: bytes, batch: Batch, dependencies: tuple[Any, ...], classes: Scope
 ) -> Task[Any, Any]:
     task: Task[Any, Any] = loads(
-        code, classes, find=_Values(job.code_sources, dependencies, classes).find
+        code, classes, find=_Values(batch.code_sources, dependencies, classes).find
     )
     return task
 
@@ -233,7 +233,7 @@ def _check_waits(waits: tuple[Wait, ...], dependencies: tuple[Any, ...]) -> None
             )
 
 
-def _report(entry: Entry, job: Job) -> OutcomeReport:
+def _report(entry: Entry, batch: Batch) -> OutcomeReport:
     """What the driver is told at once: the state itself where it is small."""
     content = entry.content
     blob: bytes | None = None
@@ -241,7 +241,7 @@ def _report(entry: Entry, job: Job) -> OutcomeReport:
         blob = content
     elif (
         isinstance(content, Parcel)
-        and content.n_bytes <= job.options.inline_bytes + _ENVELOPE_BYTES
+        and content.n_bytes <= batch.options.inline_bytes + _ENVELOPE_BYTES
     ):
         blob = content.to_bytes()
         metrics.inc("deepflow_result_moved_bytes_total", len(blob), path="inline")
@@ -262,13 +262,13 @@ class _Run:
     def __init__(
         self,
         agent: Agent,
-        job: Job,
+        batch: Batch,
         task: Task[Any, Any],
         spec: ItemSpec,
         seat: Seat,
         classes: Scope,
     ) -> None:
-        self.agent, self.job, self.task, self.spec, self.seat = agent, job, task, spec, seat
+        self.agent, self.batch, self.task, self.spec, self.seat = agent, batch, task, spec, seat
         self.classes = classes
         self._started_s = time.perf_counter()
 
@@ -276,7 +276,7 @@ class _Run:
         """Run to a final state, to a delayed retry, or to an input that is not ready."""
         spec = self.spec
         assets = pickle.loads(spec.assets) if spec.assets else None
-        with scope.entered(self.job.tags, assets, self.classes):
+        with scope.entered(self.batch.tags, assets, self.classes):
             if self.seat.cancelled:
                 task_run, _, _ = self._record(scope.flow_run_id)
                 self._settle(task_run, Cancelled(message=NOT_BEGUN_MESSAGE))
@@ -315,7 +315,7 @@ class _Run:
                 emit=self._emit,
                 upstream_error=trouble,
                 durable=durable,
-                isolate=self.job.options.isolate,
+                isolate=self.batch.options.isolate,
                 resuming=resuming,
             )
             try:
@@ -340,14 +340,14 @@ class _Run:
 
     def _parameters(self, dependencies: tuple[Any, ...]) -> dict[str, Any]:
         """The run's own arguments, with the values of what they refer to."""
-        job, spec = self.job, self.spec
+        batch, spec = self.batch, self.spec
         _check_waits(spec.waits, dependencies)
-        static = _Values(job.static_sources, dependencies, self.classes)
+        static = _Values(batch.static_sources, dependencies, self.classes)
         own = _Values(spec.sources, dependencies, self.classes)
         try:
             parameters: dict[str, Any] = {}
-            if job.static is not None:
-                parameters.update(loads(job.static, self.classes, find=static.find))
+            if batch.static is not None:
+                parameters.update(loads(batch.static, self.classes, find=static.find))
             parameters.update(loads(spec.call, self.classes, find=own.find))
         except UnpicklableResultError:
             self._fail_producer(static.left_behind or own.left_behind)
@@ -361,7 +361,7 @@ class _Run:
         producer: TaskRun = pickle.loads(left_behind.record)
         state: State[Any] = Failed(message=left_behind.why)
         before = advance(producer, state)
-        self.agent.emit(self.job, producer, before, state, persisted=False)
+        self.agent.emit(self.batch, producer, before, state, persisted=False)
 
     def _done(self, task_run: TaskRun) -> Entry:
         """The run's final state, packed so that it can leave the run."""
@@ -391,7 +391,7 @@ class _Run:
             name=spec.name,
             dynamic_key=spec.dynamic_key,
             flow_run_id=flow_run_id,
-            tags=self.job.tags,
+            tags=self.batch.tags,
             inputs=pickle.loads(spec.inputs) if spec.inputs else {},
         )
         if self.spec.rerun is not None:
@@ -406,7 +406,7 @@ class _Run:
             and task.result_storage_key is None
             and (task.cache_policy is None or task.cache_policy == NO_CACHE)
         )
-        if self.job.options.durable or persisted_without_key:
+        if self.batch.options.durable or persisted_without_key:
             return DurableRecord(task, flow_run_id, self.spec.run_id)
         return None
 
@@ -442,7 +442,7 @@ class _Run:
             and isinstance(state.data, ResultRecord)
             and should_persist_result()
         )
-        self.agent.emit(self.job, task_run, initial, state, persisted=persisted)
+        self.agent.emit(self.batch, task_run, initial, state, persisted=persisted)
 
 
 def _is_settled(state: State[Any]) -> bool:
