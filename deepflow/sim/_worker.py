@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
@@ -44,14 +44,13 @@ from distributed.worker_state_machine import (
 
 from deepflow.decide.events import Started, Transferred
 from deepflow.hints import GPU_RESOURCE
+from deepflow.sim._jobs import Jobs
+from deepflow.sim._stage import Stage
 from deepflow.sim.cluster import SimWorkerClass
 from deepflow.sim.network import HostSite
 from deepflow.sim.workload import SimTask
 
-if TYPE_CHECKING:
-    from deepflow.sim.engine import Engine
-
-__all__ = ["Gather", "SimWorker", "WorkerLimits"]
+__all__ = ["Around", "Gather", "SimWorker", "WorkerLimits"]
 
 RETRY_BUSY_S = 0.15
 """As in `Worker.retry_busy_worker_later`."""
@@ -148,11 +147,33 @@ class Gather:
     began_s: float
 
 
+class Around(Protocol):
+    """What a worker asks of the cluster around it."""
+
+    def worker_at(self, address: str) -> SimWorker | None:
+        """The living worker at an address."""
+
+    def worker_ends(self, worker: SimWorker, *, cause: str) -> None:
+        """The worker is gone with all it held."""
+
+    def send_to_scheduler(self, worker: SimWorker, message: dict[str, Any]) -> None:
+        """A message of the worker sets out."""
+
+    def execution_starts(self, worker: SimWorker, key: str, until_s: float) -> None:
+        """A task runs on the worker until then."""
+
+    def gather_starts(self, gather: Gather) -> None:
+        """Data sets out to the worker."""
+
+
 @dataclass(slots=True, eq=False)
 class SimWorker:
     """One worker, from its start to its end; one that comes back is another."""
 
-    engine: Engine
+    stage: Stage
+    jobs: Jobs
+    around: Around
+    limits: WorkerLimits
     name: str
     worker_class: SimWorkerClass
     site: HostSite
@@ -175,7 +196,7 @@ class SimWorker:
     told_s: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = self.engine.limits
+        limits = self.limits
         memory_bytes = self.worker_class.memory_bytes
         fraction = limits.transfer_memory_fraction
         self.bandwidth = limits.bandwidth_bytes_per_s
@@ -201,7 +222,7 @@ class SimWorker:
             arguments = message.copy()
             op = arguments.pop("op")
             if op == "close":
-                self.engine.worker_ends(self, cause="closed by the scheduler")
+                self.around.worker_ends(self, cause="closed by the scheduler")
                 return
             if op == "compute-task":
                 # On the wire it is pickled; here it stays the object.
@@ -217,14 +238,14 @@ class SimWorker:
 
     def _carry_out(self, instruction: Instruction) -> None:
         if isinstance(instruction, SendMessageToScheduler):
-            self.engine.send_to_scheduler(self, instruction.to_dict())
+            self.around.send_to_scheduler(self, instruction.to_dict())
         elif isinstance(instruction, Execute):
             self._execute(str(instruction.key))
         elif isinstance(instruction, GatherDep):
             self._gather(instruction)
         elif isinstance(instruction, RetryBusyWorkerLater):
             event = RetryBusyWorkerEvent(worker=instruction.worker, stimulus_id="retry-busy")
-            self.engine.later(RETRY_BUSY_S, self._stimulus_if_alive, event)
+            self.stage.later(RETRY_BUSY_S, self._stimulus_if_alive, event)
         else:
             raise TypeError(f"a worker's state machine asks for {instruction!r}")
 
@@ -235,7 +256,7 @@ class SimWorker:
     # --- executing
 
     def _execute(self, key: str) -> None:
-        task = self.engine.task(key)
+        task = self.jobs.task(key)
         ts = self.state.tasks[key]
         has_reserved = GPU_RESOURCE in (ts.resource_restrictions or ())
         soft_gpu = 0.0
@@ -244,12 +265,12 @@ class SimWorker:
             if self._gpus_in_use(besides=key) + task.soft_gpu <= offered:
                 soft_gpu = task.soft_gpu
         on_gpu = soft_gpu > 0 or (task.soft_gpu > 0 and has_reserved)
-        now_s = self.engine.clock.now_s
+        now_s = self.stage.clock.now_s
         execution = _Execution(task, ts.run_id, now_s, soft_gpu)
         self.running[key] = execution
-        self.engine.emit(Started(now_s, key, self.name))
-        self.engine.execution_starts(
-            self, key, now_s + self.engine.run_s(task, key, self.worker_class, on_gpu=on_gpu)
+        self.stage.emit(Started(now_s, key, self.name))
+        self.around.execution_starts(
+            self, key, now_s + self.jobs.run_s(task, key, self.worker_class, on_gpu=on_gpu)
         )
 
     def _gpus_in_use(self, *, besides: str) -> float:
@@ -269,7 +290,7 @@ class SimWorker:
                 run_id=execution.run_id,
                 value=None,
                 start=execution.started_s,
-                stop=self.engine.clock.now_s,
+                stop=self.stage.clock.now_s,
                 nbytes=execution.task.output_bytes,
                 type=type(None),
                 stimulus_id="task-finished",
@@ -282,21 +303,21 @@ class SimWorker:
         keys = sorted(str(key) for key in instruction.to_gather)
         # The machine goes through them once they have come: not in the order of a set of texts.
         self.state.in_flight_workers[instruction.worker] = tuple(keys)
-        peer = self.engine.worker_at(instruction.worker)
+        peer = self.around.worker_at(instruction.worker)
         gather = Gather(
-            peer, self, instruction.worker, instruction.total_nbytes, {}, self.engine.clock.now_s
+            peer, self, instruction.worker, instruction.total_nbytes, {}, self.stage.clock.now_s
         )
         if peer is None:
-            self.engine.answer(self.gather_fails, gather)
+            self.stage.answer(self.gather_fails, gather)
         elif peer.is_busy(with_host=self.site.host):
-            self.engine.answer(self._gather_is_refused, gather)
+            self.stage.answer(self._gather_is_refused, gather)
         else:
             gather.sizes = peer.sizes_of(keys)
-            self.engine.gather_starts(gather)
+            self.around.gather_starts(gather)
 
     def is_busy(self, *, with_host: str) -> bool:
         """Whether it refuses to send more at once, as `Worker.get_data` does."""
-        limit = self.engine.limits.outgoing_connections
+        limit = self.limits.outgoing_connections
         if self.is_paused:
             limit = 1
         elif with_host == self.site.host:
@@ -330,10 +351,10 @@ class SimWorker:
 
     def gather_ends(self, gather: Gather) -> None:
         """What it asked a peer for has arrived."""
-        now_s = self.engine.clock.now_s
+        now_s = self.stage.clock.now_s
         self._measure(gather, now_s)
         for key, n_bytes in gather.sizes.items():
-            self.engine.emit(
+            self.stage.emit(
                 Transferred(
                     now_s,
                     key,
@@ -392,12 +413,12 @@ class SimWorker:
             return
         if self._is_over_memory() != self.is_paused:
             self.is_memory_check_due = True
-            interval_s = self.engine.limits.memory_interval_s
-            turns = math.floor(self.engine.clock.now_s / interval_s) + 1
-            self.engine.agenda.at(turns * interval_s, self._check_memory)
+            interval_s = self.limits.memory_interval_s
+            turns = math.floor(self.stage.clock.now_s / interval_s) + 1
+            self.stage.agenda.at(turns * interval_s, self._check_memory)
 
     def _is_over_memory(self) -> bool:
-        limit = self.engine.limits.pause_fraction * self.worker_class.memory_bytes
+        limit = self.limits.pause_fraction * self.worker_class.memory_bytes
         return self.memory_bytes > limit
 
     def _check_memory(self) -> None:
@@ -408,7 +429,7 @@ class SimWorker:
         self.is_paused = is_over
         status = Status.paused if is_over else Status.running
         stimulus_id = "worker-status-change"
-        self.engine.send_to_scheduler(
+        self.around.send_to_scheduler(
             self, {"op": stimulus_id, "status": status.name, "stimulus_id": stimulus_id}
         )
         event = PauseEvent if is_over else UnpauseEvent
@@ -443,7 +464,7 @@ class SimWorker:
         if self.state.missing_dep_flight:
             # `Worker.find_missing` has the same interval.
             self.stimulus(FindMissingEvent(stimulus_id="find-missing"))
-        now_s = self.engine.clock.now_s
+        now_s = self.stage.clock.now_s
         is_changed = self.n_stimuli != self.n_stimuli_told
         if is_changed or now_s - self.told_s >= FULL_HEARTBEAT_S:
             self.n_stimuli_told, self.told_s = self.n_stimuli, now_s

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from deepflow.backend.placement.live import LivePlacement
 from deepflow.backend.placement.plugin import Placement
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import Event, Held, Placed
 from deepflow.decide.experience import Experience
-from deepflow.decide.place.binder import Tuning
+from deepflow.decide.place.decision import Tuning
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.registry import STOCK, policy_named
 from deepflow.decide.trail import Trail
@@ -87,7 +88,7 @@ def play(
         )
         return Played(outcome, (), (), 0)
     own = pickle.loads(pickle.dumps(experience)) if experience is not None else Experience()
-    placements: list[Placement] = []
+    placed: list[LivePlacement] = []
 
     def install(scheduler: object, clock: Clock) -> Drain:
         placement = Placement(
@@ -100,20 +101,20 @@ def play(
             call_later=clock.call_later,
             is_checking=is_checking,
         )
-        placement.bind(scheduler)  # type: ignore[arg-type]
+        live = placement.attach(scheduler)  # type: ignore[arg-type]
         scheduler.plugins[placement.name] = placement  # type: ignore[attr-defined]
-        placements.append(placement)
-        return lambda: _own_events(placement)
+        placed.append(live)
+        return lambda: _own_events(live)
 
     outcome = simulate(
         workload, cluster, install=install, seed=seed, stealing=False, progress=progress
     )
-    (placement,) = placements
+    (live,) = placed
     return Played(
         outcome,
-        tuple(1e6 * seconds for seconds in placement.decision_s),
-        tuple(placement.faults),
-        placement.n_fallbacks,
+        tuple(1e6 * seconds for seconds in live.record.decision_s),
+        tuple(live.guard.faults),
+        live.record.n_fallbacks,
     )
 
 
@@ -179,9 +180,9 @@ def _fresh(policy: str | Policy) -> str | Policy:
     return policy
 
 
-def _own_events(placement: Placement) -> list[Event]:
+def _own_events(live: LivePlacement) -> list[Event]:
     """What only the placement knows; the engine tells the rest."""
-    return [event for event in placement.events() if isinstance(event, (Placed, Held))]
+    return [event for event in live.record.drain() if isinstance(event, (Placed, Held))]
 
 
 def experience_of(

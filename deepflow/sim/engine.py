@@ -22,42 +22,30 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from itertools import count
+from dataclasses import dataclass
 from random import Random
-from statistics import NormalDist
 from typing import Any
 
-from distributed.scheduler import ClientState, Scheduler, heartbeat_interval
+from distributed.scheduler import Scheduler, heartbeat_interval
 
 from deepflow.backend.contract import JUDGE, may_use
-from deepflow.decide.events import (
-    Event,
-    Failed,
-    Finished,
-    Placed,
-    Submitted,
-    WorkerJoined,
-    WorkerLeft,
-)
+from deepflow.decide.events import Event
 from deepflow.errors import ConfigurationError, DeepflowError, nearest
-from deepflow.hints import CLASS_LABEL, LABEL_OFFER, label_resource
-from deepflow.sim._clock import Action, Agenda, Clock, StableHash
+from deepflow.sim._clock import Clock, StableHash
 from deepflow.sim._dask import (
-    Mailbox,
     dask_in_virtual_time,
-    ordered,
     periodic_callbacks,
     quiet_config,
     silent_scheduler,
-    step,
     task_keys,
 )
-from deepflow.sim._worker import Gather, SimWorker, WorkerLimits
-from deepflow.sim.cluster import ClusterSpec, SimWorkerClass, WorkerDeath
-from deepflow.sim.network import HostSite, Network, sites
-from deepflow.sim.workload import SimJob, SimTask, Workload
+from deepflow.sim._jobs import Jobs
+from deepflow.sim._members import Members
+from deepflow.sim._stage import Stage
+from deepflow.sim._worker import WorkerLimits
+from deepflow.sim.cluster import ClusterSpec
+from deepflow.sim.network import Network, sites
+from deepflow.sim.workload import Workload
 
 __all__ = ["Install", "Outcome", "simulate"]
 
@@ -66,11 +54,8 @@ Drain = Callable[[], list[Event]]
 Install = Callable[[Scheduler, Clock], Drain | None]
 """Binds a plugin on the scheduler, which is given with its clock (and alarm clock)."""
 
-_SHORTEST_RUN_S = 1e-5
 PATIENCE_S = 300.0
 """Virtual time without anything under way or ahead, after which nothing more is expected."""
-STEAL_CONFIRMED = frozenset({"ready", "constrained", "waiting"})
-"""States in which a worker gives a task away (as in `distributed.stealing`)."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +118,11 @@ def simulate(
     clock = Clock()
     stable_hash = StableHash(seed)
     engine = Engine(
-        workload=workload,
-        cluster=cluster,
+        workload,
+        cluster,
+        Stage(clock, cluster.control_latency_s),
         seed=seed,
         noise_seed=seed if noise_seed is None else noise_seed,
-        clock=clock,
         stable_hash=stable_hash,
         progress=progress,
         validate=validate,
@@ -149,7 +134,6 @@ def simulate(
             quiet_config({"distributed.scheduler.work-stealing": stealing, **(dask_config or {})}),
             dask_in_virtual_time(clock, stable_hash) as exceptions,
         ):
-            engine.limits = WorkerLimits.from_dask_config()
             return loop.run_until_complete(engine.play(install, stealing, exceptions))
     finally:
         _close(loop)
@@ -216,84 +200,72 @@ def _check(workload: Workload, cluster: ClusterSpec) -> None:
             )
 
 
-@dataclass(slots=True)
-class _Job:
-    """A job that has arrived."""
-
-    job: SimJob
-    client: str
-    keys: dict[str, str]
-    wanted: set[str]
-    """Dask keys whose results the client still waits for."""
-
-
-@dataclass(slots=True, eq=False)
 class Engine:
-    """The state of one simulation; see :func:`simulate`."""
+    """One simulation; see :func:`simulate`."""
 
-    workload: Workload
-    cluster: ClusterSpec
-    seed: int
-    noise_seed: int
-    clock: Clock
-    stable_hash: StableHash
-    progress: Callable[[int, int], None] | None
-    validate: bool
-    limits: WorkerLimits = field(init=False)
-    scheduler: Any = field(init=False)
-    network: Network = field(init=False)
-    sites: dict[str, HostSite] = field(init=False)
-    agenda: Agenda = field(default_factory=Agenda)
-    events: list[Event] = field(default_factory=list)
-    drain: Drain | None = None
-    n_steals: int = 0
-    n_failures: int = 0
-    last_stop_s: float = 0.0
-    last_progress_s: float = 0.0
-    n_ahead: int = 0
-    """Arrivals, starts, deaths, run times and transfers that are sure to end."""
-    _tasks: dict[str, tuple[SimJob, SimTask]] = field(default_factory=dict)
-    _jobs: dict[str, _Job] = field(default_factory=dict)
-    _n_open: int = 0
-    _on_gpu: set[str] = field(default_factory=set)
-    """Tasks whose latest execution used a GPU that they could do without."""
-    _finished: set[str] = field(default_factory=set)
-    _given_up: set[str] = field(default_factory=set)
-    _by_name: dict[str, SimWorker] = field(default_factory=dict)
-    _by_address: dict[str, SimWorker] = field(default_factory=dict)
-    _gathers: dict[int, Gather] = field(default_factory=dict)
-    _flow_ids: Any = field(default_factory=count)
-    _ports: Any = field(default_factory=lambda: count(20000))
-    _hosts: dict[str, int] = field(default_factory=dict)
-    _stolen: str | None = None
-    """The key that is being given to its thief, while that is so."""
-
-    # --- the main loop
+    def __init__(
+        self,
+        workload: Workload,
+        cluster: ClusterSpec,
+        stage: Stage,
+        *,
+        seed: int,
+        noise_seed: int,
+        stable_hash: StableHash,
+        progress: Callable[[int, int], None] | None,
+        validate: bool,
+    ) -> None:
+        self._workload = workload
+        self._cluster = cluster
+        self._stage = stage
+        self._seed = seed
+        self._noise_seed = noise_seed
+        self._stable_hash = stable_hash
+        self._progress = progress
+        self._validate = validate
 
     async def play(
         self, install: Install | None, stealing: bool, exceptions: list[BaseException]
     ) -> Outcome:
         """Run to the end."""
-        self.sites = sites(self.cluster)
-        self.network = Network(self.cluster.network, self.sites)
-        self.scheduler = silent_scheduler(stealing=stealing, validate=self.validate)
-        self.clock.wake_by(self.agenda)
-        if install is not None:
-            self.drain = install(self.scheduler, self.clock)
-        for every_s, callback in (await periodic_callbacks(self.scheduler)).values():
-            self.agenda.at(every_s, self._periodically, every_s, callback)
-        self.later(heartbeat_interval(len(self.sites)), self._heartbeats)
-        self._plan()
-        self._n_open = len(self.workload.jobs)
-        agenda, network, clock = self.agenda, self.network, self.clock
-        while self._n_open:
+        stage = self._stage
+        agenda, clock = stage.agenda, stage.clock
+        sites_of = sites(self._cluster)
+        network = Network(self._cluster.network, sites_of)
+        scheduler: Any = silent_scheduler(stealing=stealing, validate=self._validate)
+        drain = install(scheduler, clock) if install is not None else None
+        jobs = Jobs(
+            self._workload,
+            stage,
+            scheduler,
+            noise=self._cluster.noise,
+            noise_seed=self._noise_seed,
+            stable_hash=self._stable_hash,
+            progress=self._progress,
+        )
+        members = Members(
+            stage,
+            scheduler,
+            jobs,
+            network,
+            sites_of,
+            WorkerLimits.from_dask_config(),
+            seed=self._seed,
+            validate=self._validate,
+            is_told_of_placing=drain is None,
+        )
+        for every_s, callback in (await periodic_callbacks(scheduler)).values():
+            agenda.at(every_s, stage.periodically, every_s, callback)
+        stage.later(heartbeat_interval(len(sites_of)), members.heartbeats)
+        self._plan(jobs, members)
+        while jobs.n_open:
             due_s, flow_s = agenda.next_s(), network.next_event_s()
-            if min(due_s, flow_s) == math.inf or self._is_stuck():
+            if min(due_s, flow_s) == math.inf or self._is_stuck(network):
                 break
             if flow_s <= due_s:
                 clock.now_s = max(clock.now_s, flow_s)
                 for flow in network.advance(clock.now_s):
-                    self._gather_ends(flow)
+                    members.gather_ends(flow)
             else:
                 clock.now_s = due_s
                 action, arguments = agenda.pop()
@@ -305,433 +277,49 @@ class Engine:
                     f"at {clock.now_s} s something raised that Dask would only have logged: "
                     f"{exceptions[0]!r}"
                 ) from exceptions[0]
-            if self.drain is not None:
-                self.events.extend(self.drain())
-        return self._outcome()
+            if drain is not None:
+                stage.events.extend(drain())
+        if drain is not None:
+            stage.events.extend(drain())
+        return self._outcome(jobs, members)
 
-    def _plan(self) -> None:
+    def _plan(self, jobs: Jobs, members: Members) -> None:
         """Enter what is known from the start.
 
         Workers join in an order drawn by the seed: Dask breaks ties by address, and with the same
         class first every time it would be lucky, or unlucky, every time.
         """
-        members = [(c, f"{c.name}-{n}") for c in self.cluster.classes for n in range(c.count)]
-        Random(self.seed).shuffle(members)
-        for worker_class, name in members:
-            self._ahead(worker_class.starts_after_s, self._worker_joins, name, worker_class)
-        for death in self.cluster.deaths:
-            self._ahead(death.at_s, self._worker_dies, death)
-        for job in sorted(self.workload.jobs, key=lambda job: job.arrives_s):
-            self._ahead(job.arrives_s, self._job_arrives, job)
+        stage, cluster = self._stage, self._cluster
+        joining = [(c, f"{c.name}-{n}") for c in cluster.classes for n in range(c.count)]
+        Random(self._seed).shuffle(joining)
+        for worker_class, name in joining:
+            stage.ahead(worker_class.starts_after_s, members.joins, name, worker_class)
+        for death in cluster.deaths:
+            stage.ahead(death.at_s, members.dies, death)
+        for job in sorted(self._workload.jobs, key=lambda job: job.arrives_s):
+            stage.ahead(job.arrives_s, jobs.arrives, job)
 
-    def _ahead(self, when_s: float, action: Action, *arguments: Any) -> None:
-        """Enter something that is progress when it happens."""
-
-        def happens() -> Any:
-            self.n_ahead -= 1
-            self.last_progress_s = self.clock.now_s
-            return action(*arguments)
-
-        self.n_ahead += 1
-        self.agenda.at(when_s, happens)
-
-    def _is_stuck(self) -> bool:
+    def _is_stuck(self, network: Network) -> bool:
+        stage = self._stage
         return (
-            self.n_ahead == 0
-            and self.clock.now_s - self.last_progress_s > PATIENCE_S
-            and self.network.next_event_s() == math.inf
+            stage.n_ahead == 0
+            and stage.clock.now_s - stage.last_progress_s > PATIENCE_S
+            and network.next_event_s() == math.inf
         )
 
-    def _periodically(self, every_s: float, callback: Callable[[], object]) -> None:
-        callback()
-        self.later(every_s, self._periodically, every_s, callback)
-
-    def later(self, after_s: float, action: Action, *arguments: Any) -> None:
-        """Call `action` after a while."""
-        self.agenda.at(self.clock.now_s + after_s, action, *arguments)
-
-    def answer(self, action: Action, *arguments: Any) -> None:
-        """Call `action` after a message's way there and back."""
-        self.later(2 * self.cluster.control_latency_s, action, *arguments)
-
-    def emit(self, event: Event) -> None:
-        """Add an event to the journal."""
-        self.events.append(event)
-
-    def _outcome(self) -> Outcome:
-        if self.drain is not None:
-            self.events.extend(self.drain())
-        missing = {key for job in self._jobs.values() for key in job.wanted}
-        every_key = [key for job in self.workload.jobs for key in task_keys(job).values()]
-        unfinished = tuple(k for k in every_key if k not in self._finished or k in missing)
-        first_s = min((job.arrives_s for job in self.workload.jobs), default=0.0)
+    def _outcome(self, jobs: Jobs, members: Members) -> Outcome:
+        every_job = self._workload.jobs
+        unfinished = jobs.unfinished(key for job in every_job for key in task_keys(job).values())
+        first_s = min((job.arrives_s for job in every_job), default=0.0)
         return Outcome(
-            workload=self.workload,
-            cluster=self.cluster,
-            seed=self.seed,
-            noise_seed=self.noise_seed,
-            events=tuple(self.events),
-            makespan_s=math.inf if unfinished else max(0.0, self.last_stop_s - first_s),
-            ended_s=self.clock.now_s,
-            n_steals=self.n_steals,
-            n_failures=self.n_failures,
+            workload=self._workload,
+            cluster=self._cluster,
+            seed=self._seed,
+            noise_seed=self._noise_seed,
+            events=tuple(self._stage.events),
+            makespan_s=math.inf if unfinished else max(0.0, jobs.last_stop_s - first_s),
+            ended_s=self._stage.clock.now_s,
+            n_steals=members.n_steals,
+            n_failures=jobs.n_failures,
             unfinished=unfinished,
         )
-
-    # --- jobs and their clients
-
-    def _job_arrives(self, job: SimJob) -> None:
-        keys = task_keys(job)
-        self._tasks.update((keys[task.key], (job, task)) for task in job.tasks)
-        for key in keys.values():
-            self.stable_hash(key)
-        read = {dependency for task in job.tasks for dependency in task.depends_on}
-        wanted = {keys[task.key]: None for task in job.tasks if task.key not in read}
-        client = f"client-{job.run}"
-        self._jobs[client] = _Job(job, client, keys, set(wanted))
-        for task in job.tasks:
-            self.emit(_submitted(self.clock.now_s, job, task, keys))
-        if not wanted:
-            self._job_ends(client)
-            return
-        scheduler = self.scheduler
-        scheduler.clients[client] = ClientState(client)
-        mailbox = scheduler.client_comms[client] = Mailbox()
-        mailbox.connect(lambda messages: self._send_to_client(client, messages))
-        for plugin in list(scheduler.plugins.values()):
-            plugin.add_client(scheduler=scheduler, client=client)
-        scheduler._create_taskstate_from_graph(
-            # One generation for each graph, also for those that arrive together.
-            start=float(len(self._jobs)),
-            dsk={
-                keys[task.key]: step(keys[task.key], (keys[d] for d in task.depends_on))
-                for task in job.tasks
-            },
-            keys=wanted.keys(),
-            ordered=ordered(job.tasks, keys, self.stable_hash),
-            client=client,
-            annotations_by_type=_annotations(job, keys),
-            global_annotations=None,
-            stimulus_id=f"update-graph-{job.run}",
-            submitting_task=None,
-            span_metadata={},
-        )
-
-    def _send_to_client(self, client: str, messages: tuple[dict[str, Any], ...]) -> None:
-        self.later(self.cluster.control_latency_s, self._client_hears, client, messages)
-
-    def _client_hears(self, client: str, messages: tuple[dict[str, Any], ...]) -> None:
-        wanted = self._jobs[client].wanted
-        if not wanted:
-            return
-        for message in messages:
-            if message["op"] == "key-in-memory":
-                wanted.discard(message["key"])
-            elif message["op"] in ("lost-data", "task-retried"):
-                wanted.add(message["key"])
-            elif message["op"] == "task-erred":
-                wanted.discard(message["key"])
-                self._give_up(message["key"])
-        if not wanted:
-            self._job_ends(client)
-
-    def _give_up(self, key: str) -> None:
-        """Book the task whose failure made `key` fail."""
-        ts = self.scheduler.tasks[key]
-        blamed = ts.exception_blame or ts
-        if blamed.key in self._given_up:
-            return
-        self._given_up.add(blamed.key)
-        self.n_failures += 1
-        workers = sorted(blamed.erred_on or ())
-        at_last = self._by_address[workers[-1]].name if workers else ""
-        cause = "given up: its workers died" if blamed.suspicious else "given up: inputs too large"
-        self.emit(Failed(self.clock.now_s, blamed.key, at_last, cause))
-
-    def _job_ends(self, client: str) -> None:
-        self._n_open -= 1
-        if self._n_open and client in self.scheduler.clients:
-            self.later(self.cluster.control_latency_s, self.scheduler.remove_client, client)
-
-    def task(self, key: str) -> SimTask:
-        """The task of a Dask key."""
-        return self._tasks[key][1]
-
-    def run_s(
-        self, task: SimTask, key: str, worker_class: SimWorkerClass, *, on_gpu: bool
-    ) -> float:
-        """Seconds that a task runs on a worker, its noise in them."""
-        speed = worker_class.speed_for(task.kind or task.task, on_gpu=on_gpu)
-        (self._on_gpu.add if on_gpu else self._on_gpu.discard)(key)
-        factor = 1.0
-        if self.cluster.noise:
-            run = self._tasks[key][0].run
-            factor = math.exp(self.cluster.noise * normal_draw(self.noise_seed, run, task.key))
-        # Nothing real takes no time, and Dask's stealing asserts so.
-        return max(task.run_s / speed * factor, _SHORTEST_RUN_S)
-
-    # --- workers that come and go
-
-    async def _worker_joins(self, name: str, worker_class: SimWorkerClass) -> None:
-        site = self.sites[name]
-        host = self._hosts.setdefault(site.host, len(self._hosts))
-        address = f"tcp://{_ip(host)}:{next(self._ports)}"
-        worker = SimWorker(
-            engine=self,
-            name=name,
-            worker_class=worker_class,
-            site=site,
-            address=address,
-            resources=_offers(worker_class, site),
-            seed=self.seed,
-            validate=self.validate,
-        )
-        self._by_name[name] = self._by_address[address] = worker
-        now_s = self.clock.now_s
-        self.emit(
-            WorkerJoined(
-                now_s,
-                name,
-                worker_class.name,
-                worker_class.threads,
-                memory_bytes=worker_class.memory_bytes,
-                host=site.host,
-                rack=site.rack,
-                zone=site.zone,
-                tier=site.tier,
-                resources=tuple(sorted(worker.resources.items())),
-            )
-        )
-        scheduler = self.scheduler
-        await scheduler.add_worker(
-            _Reply(),
-            address=address,
-            status="running",
-            server_id=f"Worker-{address}",
-            nthreads=worker_class.threads,
-            name=name,
-            resolve_address=False,
-            now=now_s,
-            resources=worker.resources,
-            memory_limit=worker_class.memory_bytes or None,
-            metrics=worker.metrics(),
-            services={},
-            local_directory="",
-            versions={},
-            nanny="",
-            extra={},
-            stimulus_id="worker-connect",
-        )
-        scheduler.stream_comms[address].connect(
-            lambda messages: self._send_to_worker(worker, messages)
-        )
-
-    async def _worker_dies(self, death: WorkerDeath) -> None:
-        worker = self._by_name.get(death.worker)
-        if worker is None or not worker.is_alive:
-            return
-        self.worker_ends(worker, cause="died")
-        if death.back_after_s is not None:
-            # Not before the scheduler has seen it go: it takes no name twice.
-            back_s = max(death.back_after_s, self.cluster.control_latency_s)
-            self._ahead(
-                self.clock.now_s + back_s, self._worker_joins, worker.name, worker.worker_class
-            )
-
-    def worker_ends(self, worker: SimWorker, *, cause: str) -> None:
-        """A worker is gone with all it held; the scheduler and its peers see that later."""
-        now_s = self.clock.now_s
-        worker.is_alive = False
-        for key in worker.running:
-            self.emit(Failed(now_s, key, worker.name, f"worker {cause}"))
-        self.emit(WorkerLeft(now_s, worker.name, cause))
-        self.later(self.cluster.control_latency_s, self._scheduler_loses, worker)
-        for flow, gather in list(self._gathers.items()):
-            if worker in (gather.source, gather.target):
-                self.network.cancel(flow, now_s)
-                del self._gathers[flow]
-                if gather.source is not None:
-                    gather.source.n_outgoing -= 1
-                if gather.target is not worker:
-                    self.later(self.cluster.control_latency_s, gather.target.gather_fails, gather)
-
-    async def _scheduler_loses(self, worker: SimWorker) -> None:
-        await self.scheduler.remove_worker(
-            worker.address, stimulus_id="handle-worker-cleanup", close=False
-        )
-
-    def worker_at(self, address: str) -> SimWorker | None:
-        """The living worker at an address."""
-        worker = self._by_address[address]
-        return worker if worker.is_alive else None
-
-    def _heartbeats(self) -> None:
-        """Every worker tells how it is, at the interval that the scheduler asks for."""
-        for worker in list(self._by_name.values()):
-            if worker.is_alive and worker.address in self.scheduler.workers:
-                worker.heartbeat(self.scheduler)
-        self.later(heartbeat_interval(len(self.scheduler.workers)), self._heartbeats)
-
-    # --- messages between scheduler and workers
-
-    def _send_to_worker(self, worker: SimWorker, messages: tuple[dict[str, Any], ...]) -> None:
-        for message in messages:
-            if message["op"] == "compute-task":
-                is_stolen = message["key"] == self._stolen
-                self.n_steals += is_stolen
-                if self.drain is None:
-                    reason = "stolen" if is_stolen else ""
-                    self.emit(
-                        Placed(
-                            self.clock.now_s, message["key"], worker.name, "stock", reason=reason
-                        )
-                    )
-        if worker.is_alive:
-            self.later(self.cluster.control_latency_s, worker.receive, messages)
-
-    def send_to_scheduler(self, worker: SimWorker, message: dict[str, Any]) -> None:
-        """A message of a worker sets out."""
-        self.later(self.cluster.control_latency_s, self._scheduler_hears, worker, message)
-
-    def _scheduler_hears(self, worker: SimWorker, message: dict[str, Any]) -> None:
-        if worker.address not in self.scheduler.workers:
-            return
-        op = message.pop("op")
-        if op == "task-finished":
-            self._note_result(worker, message)
-        elif op == "steal-response" and message["state"] in STEAL_CONFIRMED:
-            self._stolen = message["key"]
-        try:
-            self.scheduler.stream_handlers[op](worker=worker.address, **message)
-        finally:
-            self._stolen = None
-
-    def _note_result(self, worker: SimWorker, message: dict[str, Any]) -> None:
-        """Book a result that the scheduler is about to accept."""
-        key = message["key"]
-        ts = self.scheduler.tasks.get(key)
-        if ts is None or ts.state != "processing" or ts.run_id != message["run_id"]:
-            return
-        run = next(s for s in reversed(message["startstops"]) if s["action"] == "compute")
-        self.emit(
-            Finished(
-                self.clock.now_s,
-                key,
-                worker.name,
-                run["start"],
-                run["stop"],
-                message["nbytes"],
-                key in self._on_gpu,
-            )
-        )
-        self.last_stop_s = max(self.last_stop_s, run["stop"])
-        self.last_progress_s = self.clock.now_s
-        self._finished.add(key)
-        if self.progress is not None:
-            self.progress(len(self._finished), self.workload.n_tasks)
-
-    # --- run times and transfers
-
-    def execution_starts(self, worker: SimWorker, key: str, until_s: float) -> None:
-        """A task runs on a worker until then."""
-
-        def ends() -> None:
-            if worker.is_alive:
-                worker.execution_ends(key)
-
-        self._ahead(until_s, ends)
-
-    def gather_starts(self, gather: Gather) -> None:
-        """Data sets out to a worker."""
-        flow = next(self._flow_ids)
-        self._gathers[flow] = gather
-        assert gather.source is not None
-        gather.source.n_outgoing += 1
-        self.network.start(
-            flow,
-            gather.source.name,
-            gather.target.name,
-            sum(gather.sizes.values()),
-            self.clock.now_s,
-        )
-
-    def _gather_ends(self, flow: int) -> None:
-        gather = self._gathers.pop(flow)
-        assert gather.source is not None
-        gather.source.n_outgoing -= 1
-        self.last_progress_s = self.clock.now_s
-        gather.target.gather_ends(gather)
-
-
-class _Reply:
-    """Takes what the scheduler answers to a worker that registers."""
-
-    async def write(self, message: dict[str, Any]) -> None:
-        """Refuse to go on where the scheduler refuses the worker."""
-        if message["status"] != "OK":
-            raise DeepflowError(f"the scheduler does not take the worker: {message['message']}")
-
-
-def _submitted(now_s: float, job: SimJob, task: SimTask, keys: Mapping[str, str]) -> Submitted:
-    return Submitted(
-        now_s,
-        keys[task.key],
-        task.task,
-        job.flow,
-        job.run,
-        depends_on=tuple(keys[dependency] for dependency in task.depends_on),
-        input_bytes=task.input_bytes,
-        needs=task.needs,
-        soft_gpu=task.soft_gpu,
-        priority=task.priority,
-    )
-
-
-def _annotations(job: SimJob, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """As `dask.annotate` around each task would leave them: annotation → key → value."""
-    return {
-        "deepflow": {
-            keys[task.key]: {
-                "task": task.task,
-                "flow": job.flow,
-                "run": job.run,
-                "input_bytes": task.input_bytes,
-                "soft_gpu": task.soft_gpu,
-                "memory_bytes": task.memory_bytes,
-                "n_runs": 1,
-            }
-            for task in job.tasks
-        },
-        "resources": {keys[task.key]: dict(task.needs) for task in job.tasks if task.needs},
-        "priority": {keys[task.key]: task.priority for task in job.tasks if task.priority},
-    }
-
-
-def _offers(worker_class: SimWorkerClass, site: HostSite) -> dict[str, float]:
-    """A worker's Dask resources, its labels among them as a real worker offers them."""
-    labels = {
-        "host": site.host,
-        "rack": site.rack,
-        "zone": site.zone,
-        **({"tier": site.tier} if site.tier else {}),
-        CLASS_LABEL: worker_class.name,
-        **dict(worker_class.labels),
-    }
-    return {
-        **dict(worker_class.resources),
-        **{label_resource(key, value): LABEL_OFFER for key, value in labels.items()},
-    }
-
-
-def _ip(host: int) -> str:
-    """An address for a host: Dask looks names up, and takes workers of one address to be near."""
-    return f"10.{host >> 16 & 255}.{host >> 8 & 255}.{host & 255}"
-
-
-_NORMAL = NormalDist()
-
-
-def normal_draw(seed: int, run: str, key: str) -> float:
-    """A standard normal number that depends on nothing but the arguments."""
-    digest = blake2b(f"{seed}\0{run}\0{key}".encode(), digest_size=8).digest()
-    return _NORMAL.inv_cdf((int.from_bytes(digest, "little") >> 14 | 1) / 2.0**50)

@@ -21,8 +21,8 @@ from deepflow.backend.placement.plugin import Placement
 from deepflow.decide.experience import Experience
 from deepflow.decide.place.registry import STOCK
 from deepflow.hints import CLASS_LABEL, GPU_RESOURCE, LABEL_OFFER, label_resource
+from deepflow.sim._jobs import normal_draw
 from deepflow.sim.cluster import ClusterSpec
-from deepflow.sim.engine import normal_draw
 from deepflow.sim.workload import SimJob
 
 _gpus: dict[str, BoundedSemaphore] = {}

@@ -241,11 +241,15 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
     placements = []
 
     def install(scheduler: Any, clock: Any) -> None:
-        placement = Placement(policy, clock=clock, call_later=clock.call_later)
-        hooks = ("update_graph", "transition", "_waiting_processing", "_waiting_queued")
-        ours.wrap(placement, *hooks, "_refresh", "_decide", "_set_timer", "add_worker")
-        placement.bind(scheduler)
-        scheduler.plugins[placement.name] = placement
+        plugin = Placement(policy, clock=clock, call_later=clock.call_later)
+        ours.wrap(plugin, "update_graph", "transition", "add_worker")
+        placement = plugin.attach(scheduler)
+        # What stands in for Dask's transitions was bound when it was put in place.
+        table = vars(scheduler)["_TRANSITIONS_TABLE"]
+        for change in (("waiting", "processing"), ("waiting", "queued")):
+            table[change] = ours.around(table[change])
+        ours.wrap(placement.passes, "_refresh", "_decide", "_set_timer")
+        scheduler.plugins[plugin.name] = plugin
         placements.append(placement)
         whole.wrap(
             scheduler,
@@ -262,7 +266,7 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
         stealing=False,
     )
     (placement,) = placements
-    assert not placement.faults, placement.faults
+    assert not placement.guard.faults, placement.guard.faults
     return {
         "part": "scheduler",
         "policy": policy,
@@ -271,7 +275,7 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
         "scheduler_us_per_task": whole.seconds / n_tasks * 1e6,
         "plugin_us_per_task": ours.seconds / n_tasks * 1e6,
         "share": ours.seconds / whole.seconds,
-        "decision": quantiles_us(list(placement.decision_s)),
+        "decision": quantiles_us(list(placement.record.decision_s)),
     }
 
 

@@ -49,13 +49,10 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from deepflow.decide.place.fragmentation import (
-    GPU_MILLI,
-    FragmentationDescent,
-    GpuCluster,
-    GpuNode,
-    GpuTask,
-    GpuWorkload,
+from deepflow.decide.place.fragmentation import FragmentationDescent
+from deepflow.decide.place.gpus import GPU_MILLI, GpuCluster, GpuNode, GpuTask, GpuWorkload
+from tests.benchmarks.go_random import GoRandom
+from tests.benchmarks.gpu_rivals import (
     SharePrices,
     best_fit_costs,
     dot_product_costs,
@@ -63,7 +60,6 @@ from deepflow.decide.place.fragmentation import (
     gpu_packing_costs,
     tightest_gpus,
 )
-from tests.benchmarks.go_random import GoRandom
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data")) / "gpu_cluster"
@@ -156,7 +152,9 @@ class Policies:
     ) -> None:
         self.cluster = cluster
         self.random = random
-        self.priced_descent = FragmentationDescent(cluster, workload, prices=prices)
+        self.priced_descent = FragmentationDescent(
+            cluster, workload, surcharge_milli=prices.surcharge_milli
+        )
         self.descent = FragmentationDescent(cluster, workload)
         self.exact_descent = FragmentationDescent(cluster, workload, exact=True)
 

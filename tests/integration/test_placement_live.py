@@ -33,7 +33,7 @@ from distributed.core import Status
 from deepflow.backend.clusters.local import local_cluster
 from deepflow.backend.placement.plugin import Placement
 from deepflow.decide.model import WorkerClass
-from deepflow.decide.place.binder import Tuning
+from deepflow.decide.place.decision import Tuning
 from tests.integration.notes import await_note, note, times_noted
 
 NAME = "deepflow-placement"

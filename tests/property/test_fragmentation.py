@@ -4,14 +4,11 @@ from hypothesis import strategies as st
 
 from deepflow.decide.place.fragmentation import (
     FragmentationDescent,
-    GpuCluster,
-    GpuNode,
-    GpuTask,
-    GpuWorkload,
-    SharePrices,
     fragmentation,
     fragmentation_increase,
 )
+from deepflow.decide.place.gpus import GpuCluster, GpuNode, GpuTask, GpuWorkload
+from tests.benchmarks.gpu_rivals import SharePrices
 
 MODELS = ("T4", "A10")
 models = st.frozensets(st.sampled_from(MODELS))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepflow.decide.place.binder import Binder
+from deepflow.decide.place.feasible import unplaceable
 from deepflow.decide.place.fleet import Fleet, Worker
 from deepflow.decide.place.links import Links
 from deepflow.decide.place.ready import Ready
@@ -187,5 +188,5 @@ def test_decisions_keep_the_filters_and_nothing_waits_for_no_reason(
             and worker.offers(task.needs)
             and (task.only is None or worker.id in task.only)
         ]
-        if fit and binder.unplaceable(task) is None:
+        if fit and unplaceable(fleet, task) is None:
             assert binder.look_again_s < math.inf, task.held_because

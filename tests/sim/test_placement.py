@@ -21,7 +21,9 @@ from distributed import Scheduler
 
 from deepflow.backend import contract
 from deepflow.backend.parts import there
-from deepflow.backend.placement.plugin import MAX_FAULTS, Placement
+from deepflow.backend.placement.guard import MAX_FAULTS
+from deepflow.backend.placement.live import LivePlacement
+from deepflow.backend.placement.plugin import Placement
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.events import Event, Failed, Finished, Held, Placed, Started
 from deepflow.decide.place.policies import EarliestFinish, JobOrder, RollingHeft
@@ -43,7 +45,7 @@ class Placing:
     """A simulated run and the plugin that placed its tasks."""
 
     outcome: Outcome
-    placement: Placement
+    placement: LivePlacement
 
     def of(self, kind: type[Any], task: str = "") -> list[Any]:
         """Events of a kind, of the tasks whose key ends in `task`."""
@@ -57,14 +59,14 @@ def run(
     policy: str | Policy = "heft",
     *,
     seed: int = 0,
-    break_it: Callable[[Placement], None] = lambda placement: None,
+    break_it: Callable[[LivePlacement], None] = lambda placement: None,
     **options: Any,
 ) -> Placing:
-    """Play with every check on. `break_it` may spoil the plugin once it is bound."""
-    placements: list[Placement] = []
+    """Play with every check on. `break_it` may spoil the plugin once it has a scheduler."""
+    placements: list[LivePlacement] = []
 
     def install(scheduler: Any, clock: Any) -> Callable[[], list[Event]]:
-        placement = Placement(
+        plugin = Placement(
             policy,
             seed=seed,
             clock=clock,
@@ -72,11 +74,11 @@ def run(
             is_checking=True,
             **options,
         )
-        placement.bind(scheduler)
-        scheduler.plugins[placement.name] = placement
+        placement = plugin.attach(scheduler)
+        scheduler.plugins[plugin.name] = plugin
         break_it(placement)
         placements.append(placement)
-        return lambda: [e for e in placement.events() if isinstance(e, (Placed, Held))]
+        return lambda: [e for e in placement.record.drain() if isinstance(e, (Placed, Held))]
 
     outcome = simulate(workload, cluster, install=install, seed=seed, stealing=False, validate=True)
     return Placing(outcome, placements[0])
@@ -85,9 +87,9 @@ def run(
 def assert_well(played: Placing) -> None:
     assert played.outcome.unfinished == ()
     assert played.outcome.n_failures == 0
-    assert played.placement.faults == []
+    assert played.placement.guard.faults == []
     assert played.placement.is_placing
-    assert len(played.placement.ready) == 0
+    assert len(played.placement.waiting.ready) == 0
 
 
 def task(key: str, run_s: float = 1.0, *depends_on: str, **fields: Any) -> SimTask:
@@ -196,7 +198,7 @@ class TestEverythingCompletes:
         spec = cluster(SimWorkerClass("w", 5, threads=3, memory_bytes=int(5e8)), noise=0.3)
         paused: list[str] = []
 
-        def watch(placement: Placement) -> None:
+        def watch(placement: LivePlacement) -> None:
             was = placement.mirror.fleet.set_running
 
             def set_running(worker_id: str, is_running: bool) -> None:
@@ -212,19 +214,19 @@ class TestEverythingCompletes:
     def test_when_one_worker_pauses_as_another_goes_on(self) -> None:
         """The number of running workers stays the same; which ones they are does not."""
 
-        def swap(placement: Placement) -> None:
+        def swap(placement: LivePlacement) -> None:
             def change() -> None:
                 scheduler: Any = placement.scheduler
                 first, second = sorted(scheduler.workers.values(), key=lambda ws: ws.name)
                 scheduler.handle_worker_status_change("paused", first, "test")
-                placement._call_later(0.5, lambda: other(first, second))  # type: ignore[misc]
+                placement.passes.call_later(0.5, lambda: other(first, second))  # type: ignore[misc]
 
             def other(first: Any, second: Any) -> None:
                 scheduler: Any = placement.scheduler
                 scheduler.handle_worker_status_change("paused", second, "test")
                 scheduler.handle_worker_status_change("running", first, "test")
 
-            placement._call_later(1.2, change)  # type: ignore[misc]
+            placement.passes.call_later(1.2, change)  # type: ignore[misc]
 
         spec = cluster(SimWorkerClass("w", 2, threads=2))
         played = run(workload(*[task(f"a{n}") for n in range(12)]), spec, break_it=swap)
@@ -325,7 +327,7 @@ class TestRecall:
         ends = {e.key.rpartition("-")[2]: e.stopped_s for e in played.of(Finished)}
         assert ends.pop("a12") > 60.0
         assert max(ends.values()) < 10.0
-        assert played.placement._report()["n_recalled"] == 1
+        assert played.placement.report()["n_recalled"] == 1
         assert played.of(Failed) == [], "to be given back is no failure"
         assert [e.reason for e in played.of(Held) if "could not begin" in e.reason] != []
 
@@ -333,7 +335,7 @@ class TestRecall:
         tasks = [task(f"a{n:02}", 5.0 if n in (12, 13) else 0.1, kind="a") for n in range(16)]
         played = run(workload(*tasks), cluster(SimWorkerClass("w", 2)), "heft")
         assert_well(played)
-        assert played.placement._report()["n_recalled"] == 0
+        assert played.placement.report()["n_recalled"] == 0
 
 
 class TestJobs:
@@ -418,7 +420,7 @@ def assert_left_to_dask(played: Placing) -> None:
     assert played.outcome.n_failures == 0
     placement = played.placement
     assert not placement.is_placing
-    assert len(placement.faults) >= MAX_FAULTS
+    assert len(placement.guard.faults) >= MAX_FAULTS
     assert "_TRANSITIONS_TABLE" not in vars(placement.scheduler)
     assert "transitions" not in vars(placement.scheduler)
     assert "stimulus_queue_slots_maybe_opened" not in vars(placement.scheduler)
@@ -431,9 +433,9 @@ class TestFaults:
         assert played.outcome.unfinished == ()
         placement = played.placement
         assert placement.is_placing
-        assert len(placement.faults) == policy.n_raised >= 3
-        assert placement.n_fallbacks >= 3
-        assert all("of the policy" in fault for fault in placement.faults)
+        assert len(placement.guard.faults) == policy.n_raised >= 3
+        assert placement.record.n_fallbacks >= 3
+        assert all("of the policy" in fault for fault in placement.guard.faults)
 
     @pytest.mark.parametrize("name", WORKLOADS)
     def test_of_a_policy_that_always_fails_leave_everything_to_dask(self, name: str) -> None:
@@ -506,7 +508,7 @@ class TestFaults:
         """The method raises at each call, at every other, at every third, …"""
         calls = 0
 
-        def break_it(placement: Placement) -> None:
+        def break_it(placement: LivePlacement) -> None:
             sound = getattr(placement.mirror, method)
 
             def fails(*args: Any, **kwargs: Any) -> Any:
@@ -522,21 +524,21 @@ class TestFaults:
         assert played.outcome.unfinished == ()
         assert played.outcome.n_failures == 0
         placement = played.placement
-        assert bool(placement.faults) == (calls >= every)
-        assert placement.is_placing == (len(placement.faults) < MAX_FAULTS)
+        assert bool(placement.guard.faults) == (calls >= every)
+        assert placement.is_placing == (len(placement.guard.faults) < MAX_FAULTS)
 
     @pytest.mark.parametrize("at_s", [0.0, 2.5, 7.15, 9.0])
     def test_giving_up_in_the_middle_loses_nothing(self, at_s: float) -> None:
-        def break_it(placement: Placement) -> None:
+        def break_it(placement: LivePlacement) -> None:
             def give_up() -> None:
-                placement._fall_back_for_good("the test says so")
+                placement.fall_back_for_good("the test says so")
 
-            placement._call_later(at_s, give_up)  # type: ignore[misc]
+            placement.passes.call_later(at_s, give_up)  # type: ignore[misc]
 
         played = run(WORKLOADS["mixed"], MIXED, "srw-heft", break_it=break_it)
         assert played.outcome.unfinished == ()
         assert not played.placement.is_placing
-        assert played.placement.faults == ["the test says so"]
+        assert played.placement.guard.faults == ["the test says so"]
 
 
 class TestUnknownDask:
@@ -559,8 +561,8 @@ class TestUnknownDask:
         assert played.outcome.unfinished == ()
         placement = played.placement
         assert not placement.is_placing
-        assert placement.n_decisions == 0
-        (fault,) = placement.faults
+        assert placement.record.n_decisions == 0
+        (fault,) = placement.guard.faults
         assert "_transition_queued_released is another one" in fault
         assert "constraints.txt" in fault
         (said,) = [r for r in caplog.records if r.name == "deepflow.contract"]
@@ -573,7 +575,7 @@ class TestUnknownDask:
         )
         played = run(WORKLOADS["fan"], MIXED, "heft")
         assert played.outcome.unfinished == ()
-        assert "_transition_of_old is missing" in played.placement.faults[0]
+        assert "_transition_of_old is missing" in played.placement.guard.faults[0]
 
 
 def digest() -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepflow.decide.place.binder import Binder, Decision, Tuning, Unplaceable
+from deepflow.decide.place.binder import Binder
+from deepflow.decide.place.decision import Decision, Tuning
+from deepflow.decide.place.feasible import Unplaceable, unplaceable
 from deepflow.decide.place.fleet import Fleet, Worker
 from deepflow.decide.place.links import Links
 from deepflow.decide.place.policies import EarliestFinish, RollingHeft
@@ -241,7 +243,7 @@ class TestUnplaceable:
             Worker("c", resources={"GPU": 2.0}),
         )
         task = cluster.task("x", needs=(("GPU", 2.0),), memory_bytes=11, only=frozenset({"a", "b"}))
-        why = cluster.binder.unplaceable(task)
+        why = unplaceable(cluster.fleet, task)
         assert why is not None
         assert dict(why.reasons) == {
             "a": "offers 1 of GPU, the task needs 2",
@@ -251,7 +253,7 @@ class TestUnplaceable:
 
     def test_none_while_some_worker_could_take_it(self) -> None:
         cluster = Cluster(Worker("a"), Worker("g", resources={"GPU": 1.0}, is_running=False))
-        assert cluster.binder.unplaceable(cluster.task("x", needs=(("GPU", 1.0),))) is None
+        assert unplaceable(cluster.fleet, cluster.task("x", needs=(("GPU", 1.0),))) is None
 
     def test_like_reasons_are_said_together(self) -> None:
         said = str(Unplaceable(tuple((f"w{n}", "is too small") for n in range(5))))

@@ -64,16 +64,6 @@ def test_task_added_twice_is_there_once() -> None:
     assert order(ready) == [["a"]]
 
 
-def test_rank_that_rises_moves_a_task_up_and_one_that_falls_does_not() -> None:
-    ready, one = Ready(RollingHeft()), job("x")
-    ready.add(task("a", one, rank_s=5.0))
-    ready.add(task("b", one, rank_s=1.0))
-    ready.raise_rank("b", 9.0)
-    ready.raise_rank("b", 2.0)
-    ready.raise_rank("nobody", 2.0)
-    assert order(ready) == [["b", "a"]]
-
-
 def test_order_that_raises_changes_nothing() -> None:
     class Raises(Policy):
         def task_order(self, task: Task) -> tuple[object, ...]:

@@ -12,6 +12,13 @@ in the simulator and in unit tests. Nothing here reads a clock or imports Dask.
     registry.py     policies by name, a user's own among them
     ready.py        ready tasks, by job and in order
     binder.py       one pass: which ready tasks go to which workers now
+    decision.py     what a pass gives for a task, and how it is tuned
+    hold.py         why a task waits for a better worker, and whether that still stands
+    shortlist.py    the workers that a policy is shown
+    feasible.py     which workers can take a task, and why none can
+    sources.py      where a task's inputs lie
+    ahead.py        tasks that were sent to a busy worker, and when they are late
+    gpus.py         nodes with GPUs that tasks may share
     fragmentation.py  GPUs left in pieces that nobody can use
     fgd.py          the policy that leaves the fewest
 """

@@ -10,12 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from deepflow.decide.place.fragmentation import (
-    GpuNode,
-    GpuTask,
-    GpuWorkload,
-    fragmentation_increase,
-)
+from deepflow.decide.place.fragmentation import fragmentation_increase
+from deepflow.decide.place.gpus import GpuNode, GpuTask, GpuWorkload
 from deepflow.decide.place.policy import Candidates, Policy
 from deepflow.hints import GPU_RESOURCE
 

@@ -411,10 +411,6 @@ class Fleet:
                 worker.group.reserved_s = 0.0
         self._reserved.clear()
 
-    def speeds_are_alike(self) -> bool:
-        """Whether there is only one class of workers."""
-        return len({group.worker_class for group in self.groups.values()}) <= 1
-
 
 def first_free(group: Group, members: list[Worker], needs: Needs) -> Worker | None:
     """A member with an idle thread and these resources free; the one idle longest."""

@@ -100,14 +100,6 @@ class Ready:
                 self._order = None
         return task
 
-    def raise_rank(self, key: object, rank_s: float) -> None:
-        """More depends on a task than was known when it became ready."""
-        task = self._tasks.get(key)
-        if task is not None and rank_s > task.rank_s:
-            self.remove(key)
-            task.rank_s = rank_s
-            self.add(task)
-
     def queues(self, now_s: float) -> list[JobQueue]:
         """The jobs in order: the highest priority among their ready tasks, then the policy's.
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from deepflow.decide.place.binder import Hold, Sources
+    from deepflow.decide.place.hold import Hold
+    from deepflow.decide.place.sources import Sources
 
 __all__ = ["Job", "RunSeconds", "Task"]
 

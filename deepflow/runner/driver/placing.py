@@ -20,7 +20,8 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
-from deepflow.backend.placement.plugin import UNPLACEABLE_TOPIC, Placement
+from deepflow.backend.placement.plugin import Placement
+from deepflow.backend.placement.waiting import UNPLACEABLE_TOPIC
 from deepflow.decide.events import Event, RunNamed
 from deepflow.decide.experience import Experience, observations
 from deepflow.decide.place.policy import Policy

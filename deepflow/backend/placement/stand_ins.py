@@ -1,4 +1,4 @@
-"""The scheduler's methods that placement stands in for, bound on one scheduler instance.
+"""The scheduler's methods that placement stands in for, on one scheduler instance.
 
 What is replaced, in `distributed/scheduler.py`:
 
@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-__all__ = ["Binding"]
+__all__ = ["Recs", "StandIns"]
 
 Recs = tuple[Any, Any, Any]
 """Recommendations, messages to clients, messages to workers; as Dask's transitions give them."""
 Transition = Callable[..., Recs]
 
 
-class Binding:
+class StandIns:
     """What was replaced on one scheduler; `undo` puts it back."""
 
     def __init__(
