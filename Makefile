@@ -26,7 +26,7 @@ install = { PYTHONUNBUFFERED=1 $(PIP) install -e '$(1)' -c constraints.txt || to
   if [ -e $(VENV)/.failed ]; then rm $(VENV)/.failed; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all pytest pytest-all lint compat bench pictures docs apt clean
+.PHONY: help demo test test-all pytest pytest-all lint compiled compat bench pictures docs apt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /' | sed 's/^/make /'
@@ -56,6 +56,8 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 COMPAT ?=
 compat: $(VENV)/.stamp-dev  ## a telling part of the tests on each supported Prefect and Dask (ten minutes each)
 	$(BIN)/python .ci/compat.py $(COMPAT)
+compiled: $(VENV)/.stamp-dev  ## compile what decides where a task runs, into build/ and a wheel in dist/ (some minutes)
+	nice $(BIN)/python infra/compiled.py
 
 bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
 	$(BIN)/python -m tests.benchmarks.dispatch

@@ -37,6 +37,7 @@ from statistics import NormalDist
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from deepflow.errors import HistoryError
 
@@ -373,6 +374,11 @@ def _class_effects(
     return {**prior, **dict(zip(names, learned, strict=True))}
 
 
+_FIELDS: Final = frozenset({"_flows", "_effects", "_next_fit", "_n_seen"})
+"""Attributes of `Estimates`; a compiled one has no `__dict__` for them."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Estimates:
     """Run times and output sizes of tasks, learned run by run; see the module for the model.
 
@@ -502,6 +508,16 @@ class Estimates:
         """Whether a run of the task was seen on any class."""
         return self._task(flow, task) is not None
 
+    def state_of(self, flow: str, task: str) -> object:
+        """What answers about the task come from; another object once they may differ. O(1)."""
+        of_flow = self._flows.get(flow)
+        if of_flow is None:
+            return self._effects
+        of_task = of_flow.tasks.get(task)
+        if of_task is None:
+            return of_flow.effects
+        return of_task.fit or _fit_of(of_flow, of_task)
+
     def _task(self, flow: str, task: str) -> _Task | None:
         of_flow = self._flows.get(flow)
         return of_flow.tasks.get(task) if of_flow else None
@@ -541,6 +557,17 @@ class Estimates:
             self._fit_all_flows()
         for of_flow in self._flows.values():
             of_flow.fit(self._effects)
+
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was learned, and what a class derived from this one has beside it."""
+        beside = getattr(self, "__dict__", {}).items()
+        return self.to_dict(), {name: value for name, value in beside if name not in _FIELDS}
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        saved, beside = state
+        self._flows = {}
+        self._read(saved)
+        getattr(self, "__dict__", {}).update(beside)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as what JSON can hold."""

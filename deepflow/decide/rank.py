@@ -58,6 +58,9 @@ class NameShape:
     rank_s: float
     """Mean upward rank, their own time included."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NameShape, (self.n_tasks, self.run_s, self.rank_s)
+
     @property
     def work_s(self) -> float:
         """Of all of them together."""
@@ -69,6 +72,9 @@ class RunShape:
     """What is kept of a run: its tasks by name."""
 
     names: Mapping[str, NameShape]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunShape, (self.names,)
 
     @property
     def work_s(self) -> float:
@@ -203,6 +209,9 @@ class FlowShape:
         left = [total_s - done_work_s for total_s in totals if total_s > done_work_s]
         expected_s = sum(left) / len(left) if left else 0.0
         return max(expected_s, known_s - done_work_s, 0.0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlowShape.from_dict, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as what JSON can hold."""

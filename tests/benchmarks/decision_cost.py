@@ -37,6 +37,7 @@ from deepflow.decide.place.fleet import Fleet, Worker
 from deepflow.decide.place.links import Links
 from deepflow.decide.place.ready import Ready
 from deepflow.decide.place.registry import DEFAULT_POLICY, policy_named
+from deepflow.decide.place.run_times import Kinds
 from deepflow.decide.place.task import Job, Task
 from deepflow.hints import CLASS_LABEL, label_resource
 
@@ -105,20 +106,18 @@ def tasks_of(
 ) -> Iterator[Task]:
     """Tasks of several jobs and names; ranks by name, and a little by lot."""
     workers = list(fleet.workers)
+    kinds = Kinds(estimates)
     jobs = [Job(f"run-{n}", "flow", float(n), 1000.0) for n in range(N_JOBS)]
     for n in range(n_tasks):
         name = f"name-{n % N_NAMES}"
         inputs = inputs_of(kind, n, workers, rng)
         n_bytes = sum(size for size, _ in inputs)
 
-        def run_s(worker_class: str, name: str = name, n_bytes: int = n_bytes) -> float:
-            return estimates.run_s("flow", name, worker_class, n_bytes)
-
         yield Task(
             f"task-{n}",
             name,
             jobs[n % N_JOBS],
-            run_s=run_s,
+            run_s=kinds.times("flow", name, n_bytes),
             rank_s=10.0 * (n % N_NAMES) + float(rng.exponential(2.0)),
             dask_order=(0, n),
             inputs=inputs,

@@ -6,7 +6,6 @@ much work comes after it (its upward rank), and how much its flow run has left.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ from deepflow.backend.placement.annotation import TaskNote, note_of
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.place.fleet import Fleet, Worker
 from deepflow.decide.place.links import GUESS_BYTES_PER_S, Links
+from deepflow.decide.place.run_times import Kinds, mean_over_median, sound
 from deepflow.decide.place.task import Job, Task
 from deepflow.decide.rank import FlowShape
 from deepflow.hints import GPU_RESOURCE
@@ -30,12 +30,9 @@ _RANK_RISE: Final = 1.001
 _NEAR_BYTES_GUESS: Final = 64_000_000
 _OTHERS: Final = "dask"
 """The flow, and the job, of tasks that are not ours."""
-_MOST_SPREAD: Final = 1.2
 _MAX_PAIRS: Final = 4096
 Alike = dict[tuple[str, str, int], float]
 """Expected seconds by flow, task and input bytes, for the time of one call."""
-_GPU_HEAD_START: Final = 0.25
-"""A GPU never tried is taken to need this share of the time: so that it is tried."""
 
 
 class Known:
@@ -88,6 +85,7 @@ class Mirror:
         self._open: dict[str, dict[Any, Known]] = {}
         """Tasks of each job that are not done, by key."""
         self._bandwidths: dict[tuple[str, str], float] = {}
+        self._kinds = Kinds(estimates)
 
     def teach(self, flow: str, estimates: Estimates, shapes: FlowShape) -> None:
         """Take in what somebody else knows, unless the flow is known here already."""
@@ -185,8 +183,8 @@ class Mirror:
         one = alike.get(key)
         if one is None:
             one = self.estimates.run_s(flow, name, None, known.input_bytes)
-            one *= _mean_over_median(self.estimates.spread(flow, name, None))
-            alike[key] = one = _sound(one, known)
+            one *= mean_over_median(self.estimates.spread(flow, name, None))
+            alike[key] = one = sound(one, name, flow)
         return one * known.n_runs
 
     def _rank(self, state: TaskState, known: Known) -> float:
@@ -233,7 +231,7 @@ class Mirror:
             state.key,
             known.name,
             job,
-            run_s=self._run_s_by_class(known),
+            run_s=self._kinds.times(job.flow, known.name, known.input_bytes, known.n_runs),
             ready_s=now_s,
             rank_s=known.rank_s,
             priority=-int(state.priority[0]) if state.priority else 0,
@@ -261,19 +259,6 @@ class Mirror:
         if state.loose_restrictions:
             return None, frozenset(a for a in addresses if a in self.fleet.workers)
         return frozenset(addresses), frozenset()
-
-    def _run_s_by_class(self, known: Known) -> Any:
-        estimates, flow, name = self.estimates, known.job.flow, known.name
-        n_bytes = known.input_bytes
-        n_runs = known.n_runs * _mean_over_median(estimates.spread(flow, name, None))
-
-        def run_s(worker_class: str) -> float:
-            seconds = estimates.run_s(flow, name, worker_class, n_bytes) * n_runs
-            if worker_class.endswith("+gpu") and not estimates.n_seen(flow, name, worker_class):
-                seconds *= _GPU_HEAD_START
-            return _sound(seconds, known)
-
-        return run_s
 
     def finished(self, known: Known, run_s: float, output_bytes: int) -> None:
         """A task ended with a result after `run_s` seconds: the next estimates know more."""
@@ -326,18 +311,6 @@ class Mirror:
             if not self._n_left[run]:
                 del self.jobs[run], self._n_left[run], self._n_done[run], self._open[run]
         return known
-
-
-def _sound(seconds: float, known: Known) -> float:
-    """The estimate itself; ValueError for what is no number of seconds, before it spoils a sort."""
-    if 0.0 <= seconds < math.inf:
-        return seconds
-    raise ValueError(f"the estimate for task {known.name!r} of {known.job.flow!r} is {seconds} s")
-
-
-def _mean_over_median(spread: float) -> float:
-    """Of a log-normal run time; queues are sums, and sums go by the mean."""
-    return math.exp(min(spread, _MOST_SPREAD) ** 2 / 2)
 
 
 def gpu_needs(soft_gpu: float) -> tuple[tuple[str, float], ...]:

@@ -106,7 +106,11 @@ class News:
         worker = self._mirror.fleet.workers.get(address)
         name = worker.name if worker is not None else address
         self._mirror.fleet.unassign(address, key)
-        self._recalls.ahead.forget(key)
+        ahead = self._recalls.ahead
+        if len(ahead):
+            ahead.forget(key)
+            if worker is not None:
+                ahead.freed(worker)
         now_s = self._now()
         record, run = self._record, known.job.run
         if finish == "memory":

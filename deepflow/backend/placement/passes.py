@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,7 @@ CallLater = Callable[[float, Callable[[], None]], object]
 STIMULUS: Final = "deepflow-placement"
 """Dask's name of what happens because of a pass that no event of Dask's caused."""
 _MEASURE_EVERY_S: Final = 1.0
-_SOONEST_LOOK_S: Final = 0.002
+_SOONEST_LOOK_S: Final = 0.02
 
 
 class Passes:
@@ -206,9 +207,11 @@ class Passes:
         call_later = self.call_later
         if call_later is None:
             call_later = asyncio.get_running_loop().call_later
-        call_later(delay_s, self._on_timer)
+        call_later(delay_s, partial(self._on_timer, self._timer_s))
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, due_s: float) -> None:
+        if due_s != self._timer_s:
+            return  # An earlier one was set after it.
         self._timer_s = float("inf")
         self.run(STIMULUS)
 

@@ -7,29 +7,35 @@ one queue, where what is learned meanwhile still counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Final
 
+from deepflow.decide.place.candidates import Candidates
 from deepflow.decide.place.decision import DEFAULT_TUNING, Decision, Tuning
 from deepflow.decide.place.feasible import has_memory
 from deepflow.decide.place.fleet import Fleet, Worker
+from deepflow.decide.place.front import Front
 from deepflow.decide.place.hold import Hold
 from deepflow.decide.place.links import Links
-from deepflow.decide.place.policy import Candidates, Policy
+from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import JobQueue, Ready
 from deepflow.decide.place.shortlist import Shortlist
+from deepflow.decide.place.task import Task
 
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from deepflow.decide.place.task import Task
-
 __all__ = ["ALL_BUSY", "Binder"]
 
-_MAX_LOOKS: Final = 32
-_MAX_REMEMBERED: Final = 256
-_SOON_S: Final = 0.01
+_MAX_LOOKS: Final = 8
+"""Looks at held tasks between two decisions; more are made in the next pass."""
+_MAX_REMEMBERED: Final = 64
+_SOON_S: Final = 0.05
+_REST: Final = 0.25
+"""The share of `pipeline_s` for which a pass that found nothing to send ahead holds good."""
+_LASTING_S: Final = 0.05
+"""Holds that lapse sooner are looked at one by one."""
 _LAPSE: Final = 0.25
 """The share of its gain, in seconds, after which a held task is looked at anew."""
 _MEMORY_LOOK_S: Final = 1.0
@@ -62,6 +68,9 @@ class Binder:
         """After a pass: when to make the next one if nothing happens before, in absolute time."""
         self._is_shortlisting = policy.looks_at == "shortlist"
         self.shortlist = Shortlist(fleet, links, is_shortlisting=self._is_shortlisting)
+        self._rest_until_s = -_INFINITE
+        self._because: dict[str, str] = {}
+        """What is said of a task that waits for a worker of each class."""
         self.looking_at: Task | None = None
         """The task that is being decided on, or was last: where a policy fails, the one."""
 
@@ -72,10 +81,9 @@ class Binder:
         `Fleet.assign`, and `Ready.remove`.
         """
         self.look_again_s = _INFINITE
-        if not len(self.ready) or not self._may_place(now_s):
+        if not len(self.ready) or not self._may_place(now_s) or self._rests(now_s):
             return
         self.fleet.drop_reservations()
-        self.shortlist.renew()
         n_looks = n_remembered = 0
         for queue in self.ready.queues(now_s):
             if queue.by_holder and self.policy.near_first:
@@ -86,22 +94,37 @@ class Binder:
                 shape = _next_shape(queue, cursors)
                 if shape is None:
                     break
-                tasks = queue.shapes[shape]
                 index = cursors[shape]
+                front = queue.fronts.get(shape)
+                if not index and front is not None and front.stands(self.fleet, now_s):
+                    front.reserve(self.fleet)
+                    self._again(front.again_s, now_s)
+                    for task in front.called(self.fleet):
+                        if self.ready.get(task.key) is not task:
+                            continue
+                        decision, hold = self._look(task, now_s)
+                        if decision is not None:
+                            yield decision
+                            if not self._may_place(now_s) or self._rests(now_s):
+                                return
+                        elif hold is not None:
+                            front.watch(task, hold.watched)
+                    cursors[shape] = front.n
+                    continue
+                tasks = queue.shapes[shape]
                 task = tasks[index]
+                takes_some = bool(task.needs or task.soft_gpu)
                 hold = task.held
-                if hold is not None and hold.stands(
-                    self.fleet, now_s, task.close, bool(task.needs or task.soft_gpu)
-                ):
+                if hold is not None and hold.stands(self.fleet, now_s, takes_some):
                     n_remembered += 1
                     self.fleet.reserve(hold.worker, hold.busy_s)
                 else:
                     decision, hold = self._look(task, now_s)
                     if decision is not None:
                         yield decision
-                        if not self._may_place(now_s):
+                        if not self._may_place(now_s) or self._rests(now_s):
                             return
-                        self.shortlist.renew()
+                        n_looks = n_remembered = 0
                         if shape not in queue.shapes:
                             del cursors[shape]
                         continue
@@ -109,11 +132,45 @@ class Binder:
                         del cursors[shape]
                         continue
                     n_looks += 1
-                self.look_again_s = min(self.look_again_s, hold.due_s)
+                self._again(hold.again_s, now_s)
                 if n_looks >= _MAX_LOOKS or n_remembered >= _MAX_REMEMBERED:
                     self.look_again_s = min(self.look_again_s, now_s + _SOON_S)
                     return
-                cursors[shape] = index + 1 + self._skip(tasks, index, hold)
+                n_more = self._skip(tasks, index, hold)
+                cursors[shape] = index + 1 + n_more
+                if not index:
+                    front = queue.fronts[shape] = Front(takes_some)
+                if front is not None and front.n == index and hold.until_s >= now_s + _LASTING_S:
+                    front.extend(hold, n_more)
+                    front.watch(task, hold.watched)
+                    if task.close:
+                        for other in tasks[index + 1 : index + 1 + n_more]:
+                            front.watch(other, other.close)
+
+        if not self.fleet.free_ids:
+            self._rest_until_s = now_s + _REST * self.tuning.pipeline_s
+            self.fleet.hungry_s = _INFINITE
+
+    def _again(self, again_s: float, now_s: float) -> None:
+        """Look again at a hold that stands now: when it may be overdue, or soon if it is."""
+        if again_s <= now_s:
+            again_s = now_s + _LASTING_S
+        if again_s < self.look_again_s:
+            self.look_again_s = again_s
+
+    def _rests(self, now_s: float) -> bool:
+        """Whether no worker is free, and it was found a moment ago that none should be sent ahead.
+
+        Another look comes so soon that a worker which is to be sent something has it in time.
+        """
+        if self.fleet.free_ids:
+            return False
+        rest_s = _REST * self.tuning.pipeline_s
+        until_s = min(self._rest_until_s, self.fleet.hungry_s - rest_s)
+        if now_s >= until_s:
+            return False
+        self.look_again_s = min(self.look_again_s, until_s)
+        return True
 
     def _near_first(self, queue: JobQueue, now_s: float) -> Iterator[Decision]:
         """Tasks to free workers that hold their inputs; see `Policy.near_first`."""
@@ -127,15 +184,19 @@ class Binder:
                     tasks = queue.by_holder.get(worker.id)
                     if not tasks or tasks[0].rank_s < least_rank_s:
                         break
-                    if tasks[0].priority < priority:
+                    task = tasks[0]
+                    if task.priority < priority:
                         break
-                    decision, _ = self._look(tasks[0], now_s)
+                    hold = task.held
+                    if hold is not None and hold.stands(
+                        self.fleet, now_s, bool(task.needs or task.soft_gpu)
+                    ):
+                        break
+                    decision, _ = self._look(task, now_s)
                     if decision is None or decision.worker is not worker:
                         break
                     yield decision
-                    self.shortlist.renew()
-        self.fleet.drop_reservations()
-        self.shortlist.renew()
+                    self.fleet.drop_reservations()
 
     def _may_place(self, now_s: float) -> bool:
         """Whether any worker can take a task now."""
@@ -231,7 +292,7 @@ class Binder:
                 other = min(free, key=scores.__getitem__)
                 gain_s = scores[other] - scores[best]
                 if gain_s >= self.tuning.worth_holding_s:
-                    return None, self._hold(task, candidates, best, now_s, gain_s)
+                    return None, self._hold(task, candidates, scores, best, now_s, gain_s)
                 best = other
                 reason = "waiting for a better worker would gain next to nothing"
         return Decision(
@@ -245,7 +306,13 @@ class Binder:
         ), None
 
     def _hold(
-        self, task: Task, candidates: Candidates, best: int, now_s: float, gain_s: float
+        self,
+        task: Task,
+        candidates: Candidates,
+        scores: Sequence[float],
+        best: int,
+        now_s: float,
+        gain_s: float,
     ) -> Hold:
         worker = candidates.workers[best]
         fleet, group = self.fleet, worker.group
@@ -254,17 +321,32 @@ class Binder:
         wait_s = candidates.queue_s[best]
         fleet.reserve(worker, busy_s)
         is_for_any = best < candidates.n_heads
-        task.held_because = (
-            f"a busy worker of class {worker.worker_class} is expected to end it earlier"
-        )
+        because = self._because.get(worker.worker_class)
+        if because is None:
+            because = f"a busy worker of class {worker.worker_class} is expected to end it earlier"
+            self._because[worker.worker_class] = because
+        task.held_because = because
+        against = fleet.free_groups
+        least = scores[best] + gain_s
+        for i in range(candidates.n_heads):
+            of_head = candidates.workers[i].group
+            if of_head is not None and scores[i] - candidates.queue_s[i] >= least:
+                against |= 1 << of_head.number
+        slack_s = _LAPSE * gain_s
+        limit_s, lapse_s = _INFINITE, min(slack_s, wait_s)
+        if is_for_any:
+            lapse_s = min(slack_s, wait_s)
+            if not task.needs and not candidates.on_gpu[best]:
+                limit_s, lapse_s = wait_s + slack_s, gain_s
         task.held = hold = Hold(
             worker,
             busy_s,
-            now_s + wait_s,
-            now_s + min(_LAPSE * gain_s, wait_s),
+            limit_s,
+            now_s + lapse_s,
+            now_s + max(slack_s, wait_s),
             int(gain_s * group.n_threads / busy_s) if is_for_any and busy_s > 0.0 else 0,
-            fleet.free_groups,
-            frozenset(task.close & fleet.free_ids) if task.close else _NO_IDS,
+            against,
+            task.close - fleet.free_ids if task.close else _NO_IDS,
             fleet.n_releases,
             fleet.n_changes,
         )

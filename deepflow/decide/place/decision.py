@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from deepflow.decide.place.fleet import Worker
-    from deepflow.decide.place.policy import Candidates
-    from deepflow.decide.place.task import Task
+from deepflow.decide.place.candidates import Candidates
+from deepflow.decide.place.fleet import Worker
+from deepflow.decide.place.task import Task
 
 __all__ = ["DEFAULT_TUNING", "Decision", "Tuning"]
 

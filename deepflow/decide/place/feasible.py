@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from deepflow.decide.place.fleet import Fleet, Worker
+from deepflow.decide.place.task import Task
 from deepflow.hints import GPU_RESOURCE
-
-if TYPE_CHECKING:
-    from deepflow.decide.place.fleet import Fleet, Worker
-    from deepflow.decide.place.task import Task
 
 __all__ = ["Unplaceable", "has_gpu_for", "has_memory", "unplaceable"]
 

@@ -174,12 +174,16 @@ class Group:
 
     __slots__ = (
         "_by_end",
+        "_wait_s",
+        "_waits_at_s",
+        "_waits_version",
         "free",
         "gpu_class",
         "members",
         "n_threads",
         "number",
         "reserved_s",
+        "version",
         "worker_class",
     )
 
@@ -193,11 +197,17 @@ class Group:
         self.n_threads = 0
         self.reserved_s = 0.0
         """Seconds of held work that looks forward to workers of this group, in this pass."""
+        self.version = 0
+        """How often the load of a member has changed."""
+        self._wait_s = 0.0
+        self._waits_version = -1
+        self._waits_at_s = 0.0
         self._by_end: list[tuple[float, int, int, Worker]] = []
 
     def note(self, worker: Worker) -> None:
         """A member's load has changed."""
         worker.version += 1
+        self.version += 1
         n_over = worker.n_busy - worker.threads
         if not worker.is_running:
             self.free.pop(worker.id, None)
@@ -215,6 +225,19 @@ class Group:
             if len(heap) > _STALE * len(self.members) + 64:
                 heap[:] = [entry for entry in heap if entry[2] == entry[3].version]
                 heapq.heapify(heap)
+
+    def wait_s(self, now_s: float) -> float:
+        """Expected seconds until one more task could begin here, after those that are held for it.
+
+        0 where a worker is free, infinite where none runs.
+        """
+        if self.free:
+            return 0.0
+        if self._waits_version != self.version or self._waits_at_s != now_s:
+            worker = self.next_free()
+            self._wait_s = worker.free_in_s(now_s) if worker is not None else float("inf")
+            self._waits_version, self._waits_at_s = self.version, now_s
+        return self._wait_s + self.reserved_s / self.n_threads
 
     def next_free(self) -> Worker | None:
         """The busy member that expects to have an idle thread first; None if all are idle."""
@@ -244,6 +267,9 @@ class Fleet:
         self.n_running = 0
         """Workers that take tasks."""
         self.n_threads = 0
+        self.hungry_s = float("inf")
+        """When the first worker will be idle of those whose load has changed so that they have
+        nothing ahead; whoever has seen to them sets it back to infinite."""
         self._numbers = 0
         self._group_numbers = 0
         self._fits: dict[tuple[Needs, frozenset[str] | None], list[tuple[Group, list[Worker]]]] = {}
@@ -363,6 +389,8 @@ class Fleet:
             self.free_groups |= 1 << group.number
         else:
             self.free_ids.discard(worker.id)
+            if worker.n_busy == worker.threads and worker.free_end_s < self.hungry_s:
+                self.hungry_s = worker.free_end_s
             if not group.free:
                 self.free_groups &= ~(1 << group.number)
 

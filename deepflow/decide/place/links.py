@@ -8,10 +8,9 @@ relation's average stands in, and before that a cautious guess.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-if TYPE_CHECKING:
-    from deepflow.decide.place.fleet import Worker
+from deepflow.decide.place.fleet import Worker
 
 __all__ = ["Links", "Relation", "relation"]
 

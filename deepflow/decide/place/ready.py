@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from operator import attrgetter, itemgetter
 from typing import Final
 
+from deepflow.decide.place.front import Front
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.task import Job, Task
 
@@ -21,13 +22,15 @@ class JobQueue:
     """The ready tasks of one job. Those of one *shape* can go to the same workers: if one of them
     finds no worker free, none does."""
 
-    __slots__ = ("by_holder", "job", "ordered_priority", "shapes")
+    __slots__ = ("by_holder", "fronts", "job", "ordered_priority", "shapes")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.ordered_priority = 0
         """Its highest priority when the jobs were put in order."""
         self.shapes: dict[tuple[object, ...], list[Task]] = {}
+        self.fronts: dict[tuple[object, ...], Front] = {}
+        """The held tasks at the head of each shape that a pass need not look at again."""
         self.by_holder: dict[str, list[Task]] = {}
         """Those with inputs, by the worker that holds most of them."""
 
@@ -73,7 +76,16 @@ class Ready:
             self._order = None
         self._numbers += 1
         task.sort_key = (-task.priority, *order, self._numbers)
-        insort(queue.shapes.setdefault(task.shape, []), task, key=_sort_key)
+        shape = task.shape
+        tasks = queue.shapes.get(shape)
+        if tasks is None:
+            queue.shapes[shape] = [task]
+        else:
+            place = bisect_right(tasks, task.sort_key, key=_sort_key)
+            tasks.insert(place, task)
+            front = queue.fronts.get(shape)
+            if front is not None and place < front.n:
+                del queue.fronts[shape]
         if task.main_holder:
             insort(queue.by_holder.setdefault(task.main_holder, []), task, key=_sort_key)
         self._tasks[task.key] = task
@@ -84,15 +96,21 @@ class Ready:
         if task is None:
             return None
         queue = self._queues[task.job.run]
-        tasks = queue.shapes[task.shape]
-        _take_out(tasks, task)
+        shape = task.shape
+        tasks = queue.shapes[shape]
+        place = _take_out(tasks, task)
+        front = queue.fronts.get(shape)
+        if front is not None and place < front.n:
+            front.drop(task.held)
+            if not front.n:
+                del queue.fronts[shape]
         if task.main_holder:
             near = queue.by_holder[task.main_holder]
             _take_out(near, task)
             if not near:
                 del queue.by_holder[task.main_holder]
         if not tasks:
-            del queue.shapes[task.shape]
+            del queue.shapes[shape]
             if not queue.shapes:
                 del self._queues[task.job.run]
                 self._order = None
@@ -121,9 +139,11 @@ class Ready:
         return self._order
 
 
-def _take_out(tasks: list[Task], task: Task) -> None:
+def _take_out(tasks: list[Task], task: Task) -> int:
+    """Where the task was in the list, which it is no longer."""
     place = bisect_left(tasks, task.sort_key, key=_sort_key)
     if place == len(tasks) or tasks[place] is not task:
         # An order of a user's policy that is none, such as by a number that is nan.
         place = tasks.index(task)
     del tasks[place]
+    return place

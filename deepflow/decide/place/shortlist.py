@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from deepflow.decide.place.candidates import Candidates
 from deepflow.decide.place.feasible import has_gpu_for, has_memory
 from deepflow.decide.place.fleet import Fleet, Group, Needs, Worker, first_free
 from deepflow.decide.place.links import Links
-from deepflow.decide.place.policy import Candidates
+from deepflow.decide.place.run_times import RunTimes
 from deepflow.decide.place.sources import Sources
+from deepflow.decide.place.task import Task
 from deepflow.hints import GPU_RESOURCE
-
-if TYPE_CHECKING:
-    from deepflow.decide.place.task import Task
 
 __all__ = ["Shortlist"]
 
@@ -23,15 +22,31 @@ _SHORTEST_S: Final = 1e-6
 _INFINITE: Final = float("inf")
 _number = attrgetter("number")
 
-_Head = tuple[Group, Worker, float, bool]
-"""A group, a worker of it, seconds until that is free, whether the task would have a GPU."""
+_MAX_KEPT: Final = 256
+
+
+class _Head:
+    """The worker of a group that is looked at for tasks with these needs."""
+
+    __slots__ = ("group", "is_free", "members", "needs", "on_gpu", "version", "worker")
+
+    def __init__(self, group: Group, members: list[Worker], needs: Needs, on_gpu: bool) -> None:
+        self.group = group
+        self.members = members
+        self.needs = needs
+        self.on_gpu = on_gpu
+        """Whether the task would have a GPU."""
+        self.worker: Worker | None = None
+        """One that is free, or the first that will be; None: there is none."""
+        self.is_free = False
+        self.version = -1
+        """The group's when this was found."""
 
 
 class Shortlist:
     """Finds the candidates for a task, by what a policy looks at (`Policy.looks_at`).
 
-    The first worker of each group is found once and kept until `renew`, which the caller owes after
-    every change of the table.
+    The first worker of each group is found once and kept until something changes in the group.
     """
 
     def __init__(self, fleet: Fleet, links: Links, *, is_shortlisting: bool) -> None:
@@ -39,14 +54,14 @@ class Shortlist:
         self._links = links
         self._is_shortlisting = is_shortlisting
         self._heads: dict[tuple[Needs, float], list[_Head]] = {}
+        self._n_changes = -1
+        """How often workers had come or gone when the heads were found."""
         self._next: dict[tuple[int, Needs], tuple[Worker, int]] = {}
-
-    def renew(self) -> None:
-        """The table or the time has changed."""
-        self._heads.clear()
+        self._now_s = 0.0
 
     def candidates(self, task: Task, now_s: float) -> Candidates:
         """The workers that the policy is shown; filters first. See `Policy.looks_at`."""
+        self._now_s = now_s
         found = Candidates()
         sources = None
         if task.local_bytes or task.near:
@@ -73,26 +88,45 @@ class Shortlist:
         """The first of each group, and the holders of the task's data."""
         run_s_of = task.run_s
         runs: dict[str, float] = {}
+        if isinstance(run_s_of, RunTimes):
+            runs = run_s_of.by_class()
+            run_s_of = run_s_of.ask
+        links, near = self._links, task.near
         workers, queues, transfers = found.workers, found.queue_s, found.transfer_s
+        run_times, on_gpus, shares = found.run_s, found.on_gpu, found.missing_share
         soonest_s = _INFINITE
-        for group, worker, wait_s, on_gpu in self._heads_for(task, now_s):
-            if wait_s > 0.0 and group.reserved_s:
-                wait_s += group.reserved_s / group.n_threads
-            name = group.gpu_class if on_gpu else group.worker_class
+        for head in self._heads_for(task):
+            group = head.group
+            if head.version != group.version:
+                self._renew(head, task)
+            worker = head.worker
+            if worker is None:
+                continue
+            wait_s = 0.0
+            if not head.is_free:
+                if worker.first_end_s > now_s and not head.needs:
+                    wait_s = worker.free_end_s - now_s
+                else:
+                    wait_s = worker.free_in_s(now_s, head.needs)
+                if wait_s < _SHORTEST_S:
+                    wait_s = _SHORTEST_S
+                if group.reserved_s:
+                    wait_s += group.reserved_s / group.n_threads
+            name = group.gpu_class if head.on_gpu else group.worker_class
             run_s = runs.get(name)
             if run_s is None:
                 run_s = runs[name] = run_s_of(name)
-            workers.append(worker)
-            queues.append(wait_s)
-            found.run_s.append(run_s)
-            found.on_gpu.append(on_gpu)
             transfer_s = missing = 0.0
             if sources is not None:
-                transfer_s, missing = sources.to(worker, self._links)
-                if task.near and worker.id not in task.near:
+                transfer_s, missing = sources.to(worker, links)
+                if near and worker.id not in near:
                     transfer_s += task.away_s
+            workers.append(worker)
+            queues.append(wait_s)
+            run_times.append(run_s)
+            on_gpus.append(head.on_gpu)
             transfers.append(transfer_s)
-            found.missing_share.append(missing)
+            shares.append(missing)
             finish_s = wait_s + transfer_s + run_s
             if finish_s < soonest_s:
                 soonest_s = finish_s
@@ -100,8 +134,11 @@ class Shortlist:
         if sources is not None:
             self._add_holders(found, task, sources, now_s, soonest_s)
 
-    def _heads_for(self, task: Task, now_s: float) -> list[_Head]:
-        """Of each group the worker to be looked at: one that is free, or the first that will be."""
+    def _heads_for(self, task: Task) -> list[_Head]:
+        """One head of each group that fits; two where the task can use a GPU but needs none."""
+        if self._n_changes != self._fleet.n_changes or len(self._heads) > _MAX_KEPT:
+            self._heads.clear()
+            self._n_changes = self._fleet.n_changes
         key = (task.needs, task.soft_gpu)
         is_common = task.only is None and not task.memory_bytes
         heads = self._heads.get(key) if is_common else None
@@ -111,43 +148,37 @@ class Shortlist:
             for group, members in self._fleet.fits(needs, task.only):
                 if task.soft_gpu and group.gpu_class:
                     both = (*needs, (GPU_RESOURCE, task.soft_gpu))
-                    self._add_head(heads, task, group, members, both, now_s, True)
-                self._add_head(heads, task, group, members, needs, now_s, False)
+                    heads.append(_Head(group, members, both, True))
+                heads.append(_Head(group, members, needs, False))
             if is_common:
                 self._heads[key] = heads
         return heads
 
-    def _add_head(
-        self,
-        heads: list[_Head],
-        task: Task,
-        group: Group,
-        members: list[Worker],
-        needs: Needs,
-        now_s: float,
-        on_gpu: bool,
-    ) -> None:
+    def _renew(self, head: _Head, task: Task) -> None:
+        """Find the head's worker anew."""
+        group, members, needs = head.group, head.members, head.needs
+        head.version = group.version
         worker = first_free(group, members, needs)
         if worker is not None and task.memory_bytes and not has_memory(worker, task):
             fitting = (w for w in members if w.is_free and w.has_free(needs))
             worker = next((w for w in fitting if has_memory(w, task)), None)
-        if worker is not None:
-            heads.append((group, worker, 0.0, on_gpu))
-            return
+        head.is_free = worker is not None
+        if worker is None:
+            worker = self._first_to_be_free(group, members, needs)
+        head.worker = worker
+
+    def _first_to_be_free(self, group: Group, members: list[Worker], needs: Needs) -> Worker | None:
         if len(members) < len(group.members):
-            worker = _first_to_be_free(members, needs, now_s)
-        elif not needs:
-            worker = group.next_free()
-        else:
-            known, version = self._next.get((group.number, needs), (None, 0))
-            if known is not None and known.version == version and known.id in group.members:
-                worker = known
-            else:
-                worker = _first_to_be_free(members, needs, now_s)
-                if worker is not None:
-                    self._next[group.number, needs] = (worker, worker.version)
+            return _first_to_be_free(members, needs, self._now_s)
+        if not needs:
+            return group.next_free()
+        known, version = self._next.get((group.number, needs), (None, 0))
+        if known is not None and known.version == version and known.id in group.members:
+            return known
+        worker = _first_to_be_free(members, needs, self._now_s)
         if worker is not None:
-            heads.append((group, worker, max(worker.free_in_s(now_s, needs), _SHORTEST_S), on_gpu))
+            self._next[group.number, needs] = (worker, worker.version)
+        return worker
 
     def _add_holders(
         self, found: Candidates, task: Task, sources: Sources, now_s: float, soonest_s: float

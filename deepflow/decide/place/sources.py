@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from deepflow.decide.place.fleet import Fleet, Worker
-    from deepflow.decide.place.links import Links
+from deepflow.decide.place.fleet import Fleet, Worker
+from deepflow.decide.place.links import Links
 
 __all__ = ["Sources"]
 
@@ -23,22 +22,34 @@ class Sources:
         fleet: the workers.
     """
 
-    __slots__ = ("local", "main", "main_bytes", "n_changes", "total_bytes")
+    __slots__ = ("_far", "local", "main", "main_bytes", "n_changes", "total_bytes")
 
     def __init__(
         self, inputs: Sequence[tuple[int, Sequence[str]]], local: dict[str, int], fleet: Fleet
     ) -> None:
         workers = fleet.workers
         self.local = local
-        self.total_bytes = float(sum(n_bytes for n_bytes, _ in inputs))
+        self.total_bytes = float(sum([n_bytes for n_bytes, _ in inputs]))
         by_bytes = [(n, workers[i]) for i, n in local.items() if i in workers]
         if len(by_bytes) > 1:
             by_bytes.sort(key=_most_bytes_first)
         self.main = by_bytes[:_MAX_HOLDERS]
         """The few that hold most; what is missing is taken to come from them."""
-        self.main_bytes = sum(n for n, _ in self.main)
+        self.main_bytes = sum([n for n, _ in self.main])
+        self._far = self._shares(None, self.total_bytes)
+        """What comes from each of them to a worker that holds nothing."""
         self.n_changes = fleet.n_changes
         """How often workers had come or gone by then."""
+
+    def _shares(self, but: Worker | None, missing: float) -> list[tuple[str, Worker, float]]:
+        """The bytes that come from each main holder `but` one, by its id."""
+        others = [(n, source) for n, source in self.main if source is not but]
+        held = sum([n for n, _ in others])
+        if held <= 0:
+            return []
+        # Inputs held in several places are counted at each of them: shares of what is missing.
+        part = missing / held
+        return [(source.id, source, part * n) for n, source in others]
 
     def to(self, worker: Worker, links: Links) -> tuple[float, float]:
         """Seconds until all that `worker` does not hold has come to it, one after the other, and
@@ -46,24 +57,23 @@ class Sources:
         total = self.total_bytes
         if not total:
             return 0.0, 0.0
-        missing = total - self.local.get(worker.id, 0.0)
-        if missing <= 0:
-            return 0.0, 0.0
-        held = self.main_bytes
-        for n_bytes, source in self.main:
-            if source is worker:
-                held -= n_bytes
-        if held <= 0:
-            return 0.0, missing / total
-        # Inputs held in several places are counted at each of them: shares of what is missing.
-        part = missing / held
-        seconds = 0.0
+        share = 1.0
+        parts = self._far
+        local = self.local.get(worker.id)
+        if local is not None:
+            missing = total - local
+            if missing <= 0:
+                return 0.0, 0.0
+            share = missing / total
+            parts = self._shares(worker, missing)
         known = links.lines_to(worker)
-        for n_bytes, source in self.main:
-            if source is not worker:
-                latency_s, seconds_per_byte = known.get(source.id) or links.line(source, worker)
-                seconds += latency_s + part * n_bytes * seconds_per_byte
-        return seconds, missing / total
+        seconds = 0.0
+        for source_id, source, n_bytes in parts:
+            line = known.get(source_id)
+            if line is None:
+                line = links.line(source, worker)
+            seconds += line[0] + n_bytes * line[1]
+        return seconds, share
 
 
 def _most_bytes_first(held: tuple[float, Worker]) -> tuple[float, int]:

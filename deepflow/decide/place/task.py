@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from deepflow.decide.place.hold import Hold
-    from deepflow.decide.place.sources import Sources
+from deepflow.decide.place.hold import Hold
+from deepflow.decide.place.sources import Sources
 
 __all__ = ["Job", "RunSeconds", "Task"]
 
