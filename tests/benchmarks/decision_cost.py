@@ -214,8 +214,13 @@ class Stopwatch:
             setattr(owner, name, self.around(getattr(owner, name)))
 
 
-def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]:
-    """The plugin's share of the scheduler's time in a simulation: stages of short tasks."""
+def scheduler_share(
+    policy: str, n_workers: int, n_tasks: int, kind: str = "seconds"
+) -> dict[str, Any]:
+    """The plugin's time beside the scheduler's in a simulation: pairs of tasks, one after another.
+
+    `kind`: tasks of about a second each, or `trivial` ones of a tenth of a millisecond.
+    """
     from deepflow.backend.placement.plugin import Placement
     from deepflow.sim.cluster import ClusterSpec, SimWorkerClass
     from deepflow.sim.engine import simulate
@@ -224,11 +229,11 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
     rng = np.random.default_rng(1)
     n_chains = n_tasks // 2
     tasks = []
+    typical_s, n_bytes = (1.0, 1_000_000) if kind == "seconds" else (1e-4, 100)
     for n in range(n_chains):
-        tasks.append(SimTask(f"a{n}", "load", float(rng.lognormal(0.0, 0.3)), 1_000_000))
-        tasks.append(
-            SimTask(f"b{n}", "work", float(rng.lognormal(0.0, 0.3)), 1000, depends_on=(f"a{n}",))
-        )
+        first_s, second_s = (typical_s * float(rng.lognormal(0.0, 0.3)) for _ in range(2))
+        tasks.append(SimTask(f"a{n}", "load", first_s, n_bytes))
+        tasks.append(SimTask(f"b{n}", "work", second_s, 1000, depends_on=(f"a{n}",)))
     cluster = ClusterSpec(
         "four-classes",
         tuple(
@@ -269,6 +274,7 @@ def scheduler_share(policy: str, n_workers: int, n_tasks: int) -> dict[str, Any]
     return {
         "part": "scheduler",
         "policy": policy,
+        "kind": kind,
         "workers": n_workers,
         "tasks": n_tasks,
         "scheduler_us_per_task": whole.seconds / n_tasks * 1e6,
@@ -382,6 +388,7 @@ def main() -> None:
                 add(pure(policy, kind, n_workers, n_tasks))
         if "scheduler" in parts:
             add(scheduler_share(policy, n_workers, n_tasks))
+            add(scheduler_share(policy, n_workers, n_tasks, "trivial"))
     if "live" in parts:
         add(live(policy, n_tasks, arguments.rounds, arguments.live_workers))
     if arguments.json:

@@ -88,3 +88,15 @@ def test_order_by_nan_loses_no_other_task() -> None:
         assert removed is not None
         assert removed.key == key
     assert ready.queues(0.0) == []
+
+
+def test_tasks_whose_ranks_have_changed_go_to_their_new_places() -> None:
+    ready, one = Ready(RollingHeft()), job("x")
+    for key, rank_s in (("a", 5.0), ("b", 3.0), ("c", 1.0)):
+        ready.add(task(key, one, rank_s=rank_s, inputs=[(8, ["w"])]))
+    ready.rerank({"c": 9.0, "a": 2.0, "nobody": 7.0})
+    assert order(ready) == [["c", "b", "a"]]
+    (queue,) = ready.queues(0.0)
+    assert [t.key for t in queue.by_holder["w"]] == ["c", "b", "a"]
+    assert ready.remove("c") is not None
+    assert order(ready) == [["b", "a"]]

@@ -126,9 +126,5 @@ class Waiting:
         """A task has ended: where its job has learned enough, its waiting tasks rank anew."""
         if not self._mirror.learned_enough(known):
             return
-        for open_one in self._mirror.renew(self._scheduler, known.job):
-            task = self.ready.get(open_one.key)
-            if task is not None and task.rank_s != open_one.rank_s:
-                self.ready.remove(task.key)
-                task.rank_s = open_one.rank_s
-                self.ready.add(task)
+        renewed = self._mirror.renew(self._scheduler, known.job)
+        self.ready.rerank({one.key: one.rank_s for one in renewed})

@@ -20,6 +20,7 @@ from deepflow.decide.place.hold import Hold
 from deepflow.decide.place.links import Links
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import JobQueue, Ready
+from deepflow.decide.place.run_times import RunTimes
 from deepflow.decide.place.shortlist import Shortlist
 from deepflow.decide.place.task import Task
 
@@ -41,6 +42,9 @@ _LAPSE: Final = 0.25
 _MEMORY_LOOK_S: Final = 1.0
 """Nothing tells when memory becomes free: so often is it looked at for a task that waits for it."""
 _MAX_NEAR: Final = 64
+_FEW_BYTES: Final = 65_536
+"""Inputs that take no longer to move than a message takes anyway."""
+_SHORT: Final = "shorter than ranking the workers would take"
 _INFINITE: Final = float("inf")
 _NO_IDS: Final[frozenset[str]] = frozenset()
 ALL_BUSY: Final = "every worker that fits is busy"
@@ -252,6 +256,10 @@ class Binder:
     def _look(self, task: Task, now_s: float) -> tuple[Decision | None, Hold | None]:
         """Place one task (the decision), hold it for a better worker, or neither: none is free."""
         self.looking_at = task
+        if self._is_shortlisting and self._is_short(task):
+            decision = self._hand_out(task, now_s)
+            if decision is not None:
+                return decision, None
         candidates = self.shortlist.candidates(task, now_s)
         queue_s = candidates.queue_s
         if not queue_s:
@@ -304,6 +312,36 @@ class Binder:
             best,
             reason,
         ), None
+
+    def _is_short(self, task: Task) -> bool:
+        """Whether the task takes no longer than a decision, wherever it runs."""
+        times = task.run_s
+        return (
+            isinstance(times, RunTimes)
+            and times.mean_s() < self.tuning.worth_ranking_s
+            and task.input_bytes <= _FEW_BYTES
+            and not task.near
+            and not task.memory_bytes
+        )
+
+    def _hand_out(self, task: Task, now_s: float) -> Decision | None:
+        """A short task goes to the first worker that is free, or else will be in a moment."""
+        found = self.shortlist.first(task)
+        if found is None:
+            return None
+        worker, is_free, on_gpu = found
+        wait_s = 0.0
+        if not is_free:
+            if not self._may_pipeline(worker, now_s):
+                return None
+            wait_s = max(worker.free_in_s(now_s, task.needs), 1e-6)
+        group = worker.group
+        assert group is not None
+        candidates = Candidates()
+        run_s = task.run_s(group.gpu_class if on_gpu else group.worker_class)
+        candidates.add(worker, wait_s, 0.0, run_s, on_gpu)
+        candidates.n_heads = 1
+        return Decision(task, worker, on_gpu, candidates, [wait_s + run_s], 0, _SHORT)
 
     def _hold(
         self,

@@ -21,6 +21,9 @@ class Tuning:
     """A worker whose queue is shorter than this, in expected seconds, may be given a next task."""
     worth_holding_s: float = 0.05
     """A task is not held for a busy worker to gain less than this."""
+    worth_ranking_s: float = 0.0005
+    """A task that is expected to take less, on the mean class of worker, goes to any worker that
+    fits: to rank them would take as long."""
 
 
 DEFAULT_TUNING: Final = Tuning()

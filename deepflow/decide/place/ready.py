@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter, itemgetter
 from typing import Final
 
@@ -89,6 +89,24 @@ class Ready:
         if task.main_holder:
             insort(queue.by_holder.setdefault(task.main_holder, []), task, key=_sort_key)
         self._tasks[task.key] = task
+
+    def rerank(self, ranks_s: Mapping[object, float]) -> None:
+        """Ranks of tasks have changed: each goes to its new place, in one sort of its job's."""
+        jobs: dict[str, JobQueue] = {}
+        for key, rank_s in ranks_s.items():
+            task = self._tasks.get(key)
+            if task is None or task.rank_s == rank_s:
+                continue
+            task.rank_s = rank_s
+            order = self._policy.task_order(task)
+            task.sort_key = (-task.priority, *order, task.sort_key[-1])
+            jobs[task.job.run] = self._queues[task.job.run]
+        for queue in jobs.values():
+            queue.fronts.clear()
+            for tasks in queue.shapes.values():
+                tasks.sort(key=_sort_key)
+            for tasks in queue.by_holder.values():
+                tasks.sort(key=_sort_key)
 
     def remove(self, key: object) -> Task | None:
         """A task was placed, or is no longer wanted."""

@@ -34,6 +34,7 @@ class RunTimes:
         "_factor",
         "_flow",
         "_input_bytes",
+        "_mean_s",
         "_n_runs",
         "_name",
         "_state",
@@ -49,6 +50,7 @@ class RunTimes:
         self._n_runs = n_runs
         self._by_class: dict[str, float] = {}
         self._factor = 0.0
+        self._mean_s = 0.0
         self._state: object = None
 
     def by_class(self) -> dict[str, float]:
@@ -58,8 +60,15 @@ class RunTimes:
             spread = self._estimates.spread(self._flow, self._name, None)
             self._by_class = {}
             self._factor = self._n_runs * mean_over_median(spread)
+            mean_s = self._estimates.run_s(self._flow, self._name, None, self._input_bytes)
+            self._mean_s = mean_s * self._factor
             self._state = state
         return self._by_class
+
+    def mean_s(self) -> float:
+        """Seconds on the mean class."""
+        self.by_class()
+        return self._mean_s
 
     def __call__(self, worker_class: str) -> float:
         """Seconds on a class. ValueError for an estimate that is no number of seconds."""

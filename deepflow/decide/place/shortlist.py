@@ -134,6 +134,23 @@ class Shortlist:
         if sources is not None:
             self._add_holders(found, task, sources, now_s, soonest_s)
 
+    def first(self, task: Task) -> tuple[Worker, bool, bool] | None:
+        """A worker that is free, or else one that will be first in its group.
+
+        With it: whether it is free, and whether the task would have a GPU.
+        """
+        busy: tuple[Worker, bool, bool] | None = None
+        for head in self._heads_for(task):
+            if head.version != head.group.version:
+                self._renew(head, task)
+            if head.worker is None:
+                continue
+            if head.is_free:
+                return head.worker, True, head.on_gpu
+            if busy is None or head.worker.free_end_s < busy[0].free_end_s:
+                busy = head.worker, False, head.on_gpu
+        return busy
+
     def _heads_for(self, task: Task) -> list[_Head]:
         """One head of each group that fits; two where the task can use a GPU but needs none."""
         if self._n_changes != self._fleet.n_changes or len(self._heads) > _MAX_KEPT:
