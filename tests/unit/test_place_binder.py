@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from deepflow.decide.estimate import Estimates
 from deepflow.decide.place.binder import Binder
 from deepflow.decide.place.decision import Decision, Tuning
 from deepflow.decide.place.feasible import Unplaceable, unplaceable
 from deepflow.decide.place.fleet import Fleet, Worker
+from deepflow.decide.place.front import Front
 from deepflow.decide.place.links import Links
 from deepflow.decide.place.policies import EarliestFinish, RollingHeft
 from deepflow.decide.place.policy import Policy
 from deepflow.decide.place.ready import Ready
+from deepflow.decide.place.run_times import RunTimes
 from deepflow.decide.place.task import Job, Task
 from deepflow.hints import CLASS_LABEL, LABEL_OFFER, label_resource
 
@@ -289,3 +292,94 @@ class TestNearFirst:
         cluster = self.holding(0.5)
         cluster.task("z", 5.0, rank_s=9.0, priority=1, inputs=[(10 * self.MB, ["b"])])
         assert cluster.placed() == {"z": "a"}
+
+
+class Unasked(RollingHeft):
+    """Says that it was asked."""
+
+    def score(self, task: Task, candidates: Any, rng: Any) -> Any:
+        raise AssertionError(f"asked about {task.key}")
+
+
+def known(run_s: float) -> RunTimes:
+    """Run times of a task that was seen often."""
+    estimates = Estimates()
+    for _ in range(8):
+        estimates.observe("flow", "t", "default", run_s, 0.0, 0.0)
+    return RunTimes(estimates, "flow", "t", 0)
+
+
+def test_tasks_shorter_than_a_decision_go_to_the_first_free_worker_unranked() -> None:
+    cluster = Cluster(Worker("a"), Worker("b"), Worker("c"), policy=Unasked())
+    cluster.busy("a", 9.0)
+    for key in ("x", "y", "z"):
+        cluster.ready.add(Task(key, "t", JOB, run_s=known(1e-5), dask_order=(key,)))
+    made = cluster.decide()
+    assert {d.task.key: d.worker.id for d in made}.keys() >= {"x", "y"}
+    assert all(d.worker.id != "a" for d in made)
+    assert {d.reason for d in made} == {"shorter than ranking the workers would take"}
+
+
+def test_longer_tasks_and_those_with_much_to_read_are_ranked() -> None:
+    for run_s, input_bytes in ((1.0, 0), (1e-5, 10**6)):
+        cluster = Cluster(Worker("a"), policy=Unasked())
+        cluster.ready.add(Task("x", "t", JOB, run_s=known(run_s), input_bytes=input_bytes))
+        with pytest.raises(AssertionError, match="asked about x"):
+            cluster.decide()
+
+
+class TestFront:
+    """Held tasks at the head of a queue, which a pass does not look at one by one."""
+
+    TIMES: ClassVar = {"fast": 1.0, "slow": 20.0}
+
+    def cluster(self) -> Cluster:
+        cluster = Cluster(
+            Worker("fast", resources=of_class("fast")), Worker("slow", resources=of_class("slow"))
+        )
+        cluster.busy("fast", 2.0)
+        for key in ("x", "y"):
+            cluster.task(key, self.TIMES)
+        return cluster
+
+    def front(self, cluster: Cluster) -> Front:
+        (queue,) = cluster.ready.queues(0.0)
+        (front,) = queue.fronts.values()
+        return front
+
+    def test_is_all_that_is_held_for_a_better_worker(self) -> None:
+        cluster = self.cluster()
+        assert cluster.decide() == []
+        assert self.front(cluster).n == 2
+        looked_at, cluster.binder.looking_at = cluster.binder.looking_at, None
+        assert looked_at is not None
+        assert cluster.decide(0.1) == []
+        assert cluster.binder.looking_at is None, "nothing has changed: no task is looked at"
+
+    def test_shrinks_as_its_first_is_placed(self) -> None:
+        cluster = self.cluster()
+        cluster.decide()
+        cluster.fleet.unassign("fast", "other-fast-0")
+        assert cluster.placed(1.0) == {"x": "fast"}
+        assert self.front(cluster).n == 1
+
+    def test_ends_where_the_better_worker_is_late(self) -> None:
+        cluster = self.cluster()
+        cluster.decide()
+        assert cluster.placed(60.0) != {}
+
+    def test_is_left_by_a_task_whose_data_is_on_a_worker_that_gets_free(self) -> None:
+        cluster = Cluster(
+            Worker("fast", resources=of_class("fast")),
+            Worker("slow", resources=of_class("slow")),
+            Worker("holder", resources=of_class("holder")),
+        )
+        cluster.busy("fast", 2.0)
+        cluster.busy("holder", 50.0)
+        times = {"fast": 1.0, "slow": 30.0, "holder": 1.0}
+        cluster.task("x", times)
+        cluster.task("y", times, inputs=[(10**10, ["holder"])])
+        assert cluster.decide() == []
+        assert self.front(cluster).n == 2
+        cluster.fleet.unassign("holder", "other-holder-0")
+        assert cluster.placed(0.1)["y"] == "holder"

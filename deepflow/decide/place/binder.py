@@ -44,6 +44,7 @@ _MEMORY_LOOK_S: Final = 1.0
 _MAX_NEAR: Final = 64
 _FEW_BYTES: Final = 65_536
 """Inputs that take no longer to move than a message takes anyway."""
+_SHORTEST_S: Final = 1e-6
 _SHORT: Final = "shorter than ranking the workers would take"
 _INFINITE: Final = float("inf")
 _NO_IDS: Final[frozenset[str]] = frozenset()
@@ -257,9 +258,9 @@ class Binder:
         """Place one task (the decision), hold it for a better worker, or neither: none is free."""
         self.looking_at = task
         if self._is_shortlisting and self._is_short(task):
-            decision = self._hand_out(task, now_s)
-            if decision is not None:
-                return decision, None
+            first = self.shortlist.first(task)
+            if first is not None:
+                return self._hand_out(task, now_s, *first), None
         candidates = self.shortlist.candidates(task, now_s)
         queue_s = candidates.queue_s
         if not queue_s:
@@ -324,17 +325,18 @@ class Binder:
             and not task.memory_bytes
         )
 
-    def _hand_out(self, task: Task, now_s: float) -> Decision | None:
+    def _hand_out(
+        self, task: Task, now_s: float, worker: Worker, is_free: bool, on_gpu: bool
+    ) -> Decision | None:
         """A short task goes to the first worker that is free, or else will be in a moment."""
-        found = self.shortlist.first(task)
-        if found is None:
-            return None
-        worker, is_free, on_gpu = found
         wait_s = 0.0
         if not is_free:
+            wait_s = max(worker.free_in_s(now_s, task.needs), _SHORTEST_S)
             if not self._may_pipeline(worker, now_s):
+                self.look_again_s = min(self.look_again_s, now_s + wait_s)
+                task.held = None
+                task.held_because = ALL_BUSY
                 return None
-            wait_s = max(worker.free_in_s(now_s, task.needs), 1e-6)
         group = worker.group
         assert group is not None
         candidates = Candidates()
