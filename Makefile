@@ -56,8 +56,9 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy --strict, import-linter
 COMPAT ?=
 compat: $(VENV)/.stamp-dev  ## a telling part of the tests on each supported Prefect and Dask (ten minutes each)
 	$(BIN)/python .ci/compat.py $(COMPAT)
+
 compiled: $(VENV)/.stamp-dev  ## compile what decides where a task runs, into build/ and a wheel in dist/ (some minutes)
-	nice $(BIN)/python infra/compiled.py
+	nice $(BIN)/python .ci/compiled.py
 
 bench: $(VENV)/.stamp-dev  ## compare with prefect-dask, Prefect's threads and bare Dask
 	$(BIN)/python -m tests.benchmarks.dispatch

@@ -32,7 +32,8 @@ _MADE: Final = "<!-- Written by `python docs/reference.py` from the code. Change
 # Where each public name of the simulator, of policies and of resolvers lives. What `deepflow`
 # itself offers is not listed here: `deepflow.__all__` says it.
 _MORE: Final[dict[str, tuple[str, ...]]] = {
-    "deepflow.decide.place.policy": ("Policy", "Candidates"),
+    "deepflow.decide.place.policy": ("Policy",),
+    "deepflow.decide.place.candidates": ("Candidates",),
     "deepflow.decide.place.fleet": ("Worker",),
     "deepflow.decide.place.task": ("Task", "Job"),
     "deepflow.testing": ("deepflow_test_harness", "Harness"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("_compiled", ROOT / "infra" / "compiled.py")
+SPEC = importlib.util.spec_from_file_location("_compiled", ROOT / ".ci" / "compiled.py")
 assert SPEC is not None
 assert SPEC.loader is not None
 compiled = importlib.util.module_from_spec(SPEC)
