@@ -463,7 +463,7 @@ def break_policy(dask_scheduler: Scheduler) -> None:
     def score(*args: object) -> list[float]:
         raise RuntimeError("on purpose")
 
-    dask_scheduler.plugins[NAME].policy.score = score  # type: ignore[attr-defined]
+    dask_scheduler.plugins[NAME].options.policy.score = score  # type: ignore[attr-defined]
 
 
 class TestPreload:
