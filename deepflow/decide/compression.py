@@ -1,7 +1,9 @@
-"""Whether to compress a result before it is sent, and how: the least predicted time.
+"""Which codec a buffer gets: by an objective, from what a sample of the buffer says of each codec.
 
-Pure: sampled ratios and speeds come in, a plan goes out. With `n` bytes, link `B`, coding speed
-`C` and decoding speed `D` of one core in bytes/s, ratio `R`, `k` cores and chunks of `c` bytes:
+Pure: sampled ratios and speeds come in, a plan goes out. There are two kinds of objective. Bytes
+that rest, in the heap (`HEAP`) or as a persisted result (`STORE`), are to be few (`Resting`). Bytes
+that go over a `Link` are to arrive soon. With `n` bytes, link `B`, coding speed `C` and decoding
+speed `D` of one core in bytes/s, ratio `R`, `k` cores and chunks of `c` bytes, that takes:
 
     raw         n / B
     serial      n / C + n / (R B) + n / D
@@ -26,11 +28,16 @@ from typing import Final
 from deepflow.errors import ConfigurationError, nearest
 
 __all__ = [
+    "CHUNK_BYTES",
     "CODEC_NAMES",
+    "HEAP",
+    "STORE",
     "Chooser",
     "CompressionLog",
+    "Link",
     "Outcome",
     "Plan",
+    "Resting",
     "Sample",
     "candidates",
     "choose",
@@ -44,10 +51,12 @@ MAX_LEVELS: Final = {"zstd": 19, "pco": 12}
 """Levels begin with 1."""
 
 RAW_BELOW_BYTES: Final = 128_000
+"""Nothing can be won on sending less."""
 MARGIN: Final = 0.10
 LOSSES_TO_BYPASS: Final = 2
 PROBE_EVERY: Final = 64
 CHUNK_BYTES: Final = 1 << 20
+"""Chunks are cut this long: enough for a codec's ratio, little enough to overlap with sending."""
 _CORRECTION_WEIGHT: Final = 0.3
 _MAX_CORRECTION: Final = 4.0
 _MAX_KEYS: Final = 4_096
@@ -61,12 +70,84 @@ Key = tuple[str, str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a codec did to a part of the buffer, on one core; speeds in logical bytes per second."""
+    """What a codec did to a part of the buffer, on one core; speeds in logical bytes per second.
+
+    Infinite speeds were not measured.
+    """
 
     codec: str
     ratio: float
-    encode_bytes_per_s: float
-    decode_bytes_per_s: float
+    encode_bytes_per_s: float = math.inf
+    decode_bytes_per_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An objective: what goes over a link of this speed is to arrive as soon as can be.
+
+    With no idle core, coding and sending take turns. `corrections` by codec: how many times the
+    predicted seconds it has taken of late.
+    """
+
+    bytes_per_s: float
+    """0: unknown."""
+    idle_cores: int
+    chunk_bytes: int = CHUNK_BYTES
+    corrections: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """An objective: what rests somewhere is to take few bytes, each codec at its price.
+
+    The codec with the least of stored bytes × price is taken, where it shrinks the buffer enough.
+    """
+
+    raw_below_bytes: int
+    sampled_from_bytes: int
+    """Smaller buffers get the first candidate without a sample."""
+    sample_bytes: int
+    """Bytes of each place that is sampled."""
+    least_ratio: float
+    chunk_bytes: int
+    for_numbers: Mapping[str, float]
+    """Codec and price, for buffers of numbers."""
+    for_elements: Mapping[str, float]
+    """The same, for buffers of other elements of several bytes."""
+    for_bytes: Mapping[str, float]
+    """The same, for all other buffers."""
+
+    def prices(self, element_bytes: int, is_number: bool) -> Mapping[str, float]:
+        """The candidates for a type of elements, with their prices."""
+        if element_bytes <= 1:
+            return self.for_bytes
+        return self.for_numbers if is_number else self.for_elements
+
+
+HEAP: Final = Resting(
+    raw_below_bytes=4_096,
+    sampled_from_bytes=65_536,
+    sample_bytes=65_536,
+    least_ratio=1.1,
+    chunk_bytes=CHUNK_BYTES,
+    for_numbers=MappingProxyType({"shuffle+lz4": 1.0}),
+    for_elements=MappingProxyType({"shuffle+lz4": 1.0}),
+    for_bytes=MappingProxyType({"zstd:1": 1.0}),
+)
+"""Evicted values: fast codecs, for what leaves the heap is read back at several GB/s."""
+
+STORE: Final = Resting(
+    raw_below_bytes=512,
+    sampled_from_bytes=0,
+    sample_bytes=87_040,
+    least_ratio=1 / 0.97,
+    chunk_bytes=4 * CHUNK_BYTES,
+    for_numbers=MappingProxyType({"shuffle+zstd": 1.0, "pco": 1.25}),
+    for_elements=MappingProxyType({"shuffle+zstd": 1.0, "zstd:1": 1.0}),
+    for_bytes=MappingProxyType({"zstd:1": 1.0}),
+)
+"""Persisted results: storage wants ratio, but pcodec packs a few times slower than shuffled zstd,
+so it has to be a fifth smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +203,7 @@ def parse_compression(setting: str) -> str:
 
 
 def candidates(dtype: str | None, element_bytes: int) -> tuple[str, ...]:
-    """The codecs worth sampling for an element type, the likeliest first."""
+    """The codecs worth sampling for a link, by element type, the likeliest first."""
     if dtype is None or element_bytes <= 1:
         return ("zstd:1",)
     return ("shuffle+lz4", "shuffle+zstd", "bytedelta+zstd", "pco:1", "pco:4", "pco")
@@ -145,33 +226,44 @@ def predict_s(
     return max(coding / threads, sending, decoding / threads) + ends
 
 
-def choose(
-    size_bytes: int,
-    samples: Iterable[Sample],
-    link_bytes_per_s: float,
-    idle_cores: int,
-    chunk_bytes: int = CHUNK_BYTES,
-    corrections: Mapping[str, float] = MappingProxyType({}),
-) -> Plan:
+def choose(size_bytes: int, samples: Iterable[Sample], objective: Link | Resting) -> Plan:
+    """What to do with a buffer, to meet the objective; raw where no codec is worth it."""
+    if isinstance(objective, Resting):
+        return _fewest_bytes(size_bytes, samples, objective)
+    return _soonest(size_bytes, samples, objective)
+
+
+def _fewest_bytes(size_bytes: int, samples: Iterable[Sample], objective: Resting) -> Plan:
+    """The codec with the fewest stored bytes, each at its price."""
+    raw = Plan("raw", 0, 0.0, 0.0, "nothing shrinks it enough")
+    if size_bytes < objective.raw_below_bytes:
+        return Plan("raw", 0, 0.0, 0.0, f"below {objective.raw_below_bytes} bytes")
+    prices = {**objective.for_bytes, **objective.for_elements, **objective.for_numbers}
+    best = min(samples, key=lambda one: prices[one.codec] / one.ratio, default=None)
+    if best is None or best.ratio < objective.least_ratio:
+        return raw
+    return Plan(best.codec, 0, 0.0, 0.0, f"{best.ratio:.1f} times smaller than raw")
+
+
+def _soonest(size_bytes: int, samples: Iterable[Sample], link: Link) -> Plan:
     """The least predicted time among raw and each codec on 1 to `idle_cores` threads.
 
-    With no idle core, coding and sending take turns (``threads`` 0). `link_bytes_per_s` must be
-    known and above 0, else raw. The fewest threads are taken that come within 2 % of the least
-    time, since a core that brings nothing is a core taken from a task. `corrections` by codec:
-    how many times the predicted seconds it has taken of late.
+    With no idle core, coding and sending take turns (``threads`` 0). The fewest threads are taken
+    that come within 2 % of the least time, since a core that brings nothing is a core taken from a
+    task.
     """
-    if not link_bytes_per_s > 0 or math.isinf(link_bytes_per_s):
+    if not link.bytes_per_s > 0 or math.isinf(link.bytes_per_s):
         return Plan("raw", 0, 0.0, 0.0, "the link's speed is not known")
-    raw_s = size_bytes / link_bytes_per_s
+    raw_s = size_bytes / link.bytes_per_s
     raw = Plan("raw", 0, raw_s, raw_s, "nothing saves a tenth")
     if size_bytes < RAW_BELOW_BYTES:
         return Plan("raw", 0, raw_s, raw_s, f"below {RAW_BELOW_BYTES} bytes")
-    threads = range(1, idle_cores + 1) if idle_cores > 0 else (0,)
+    threads = range(1, link.idle_cores + 1) if link.idle_cores > 0 else (0,)
     usable = [s for s in samples if s.codec != "raw" and _is_sound(s)]
     options = [
         (
-            predict_s(size_bytes, sample, link_bytes_per_s, n, chunk_bytes)
-            * corrections.get(sample.codec, 1.0),
+            predict_s(size_bytes, sample, link.bytes_per_s, n, link.chunk_bytes)
+            * link.corrections.get(sample.codec, 1.0),
             n,
             sample.codec,
         )
@@ -229,7 +321,7 @@ class _Known:
 
 @dataclass(slots=True)
 class Chooser:
-    """The choice with its memory for each task, element type and link. Not thread-safe.
+    """The choice for links, with its memory for each task, element type and link. Not thread-safe.
 
     Ask `wants_sample`; if so, sample and give it to `plan`; then tell `record` what it took. A
     `setting` other than ``adaptive`` is obeyed without sampling. Remembers 4,096 keys.
@@ -268,18 +360,13 @@ class Chooser:
         if self.setting != "adaptive":
             return self._fixed(idle_cores)
         if size_bytes < RAW_BELOW_BYTES:
-            return choose(size_bytes, (), link_bytes_per_s, idle_cores)
+            return choose(size_bytes, (), Link(link_bytes_per_s, idle_cores))
         known = self._remembered(key)
         if samples:
             known.samples, known.losses = tuple(samples), 0
             known.corrections.clear()
-        plan = choose(
-            size_bytes,
-            known.samples,
-            link_bytes_per_s,
-            idle_cores,
-            corrections=known.corrections,
-        )
+        link = Link(link_bytes_per_s, idle_cores, corrections=known.corrections)
+        plan = choose(size_bytes, known.samples, link)
         if known.losses >= LOSSES_TO_BYPASS and plan.codec != "raw":
             return Plan("raw", 0, plan.raw_s, plan.raw_s, "by-passed: it lost twice in a row")
         return plan

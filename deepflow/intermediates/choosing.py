@@ -1,4 +1,4 @@
-"""The choice of codecs as a process makes it: the pure choice, with its memory, clock and links."""
+"""The choice of codecs as a process makes it: the pure choice, with samples, memory and links."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from deepflow.decide.compression import RAW_BELOW_BYTES, Chooser, Outcome, Plan, Sample
+from deepflow.decide.compression import (
+    RAW_BELOW_BYTES,
+    Chooser,
+    Outcome,
+    Plan,
+    Resting,
+    Sample,
+    choose,
+)
 from deepflow.intermediates import sampling
-from deepflow.intermediates.codecs import element_bytes
+from deepflow.intermediates.chunks import Part
+from deepflow.intermediates.codecs import suits, whole_elements
 from deepflow.intermediates.links import Links
-from deepflow.intermediates.values import Part
 
-__all__ = ["Choices", "ForPeer"]
+__all__ = ["Choices", "ForPeer", "codec_at_rest"]
 
 _MAX_SHAPES: Final = 4_096
 _ALIKE_FACTOR: Final = 2.0
@@ -21,6 +29,19 @@ _ALIKE_FACTOR: Final = 2.0
 
 _Key = tuple[str, str | None, str]
 """Task, element type, host."""
+
+
+def codec_at_rest(part: Part, objective: Resting) -> str:
+    """The codec for a part that is kept in the heap or in a store."""
+    n_bytes = part.octets.nbytes
+    if n_bytes < objective.raw_below_bytes:
+        return "raw"
+    dtype, width = whole_elements(part.dtype, n_bytes)
+    names = objective.prices(width, is_number=suits("pco", dtype, n_bytes))
+    if n_bytes < objective.sampled_from_bytes:
+        return next(iter(names))
+    samples = sampling.ratios(part.octets, dtype, names, objective.sample_bytes)
+    return choose(n_bytes, samples, objective).codec
 
 
 class Choices:
@@ -62,9 +83,7 @@ class ForPeer:
 
     def sample(self, part: Part) -> list[Sample]:
         """Ratios and speeds of the codecs for its type on a few places of it."""
-        width = element_bytes(part.dtype)
-        dtype = part.dtype if part.octets.nbytes % width == 0 else None
-        return sampling.sample(part.octets, dtype)
+        return sampling.sample(part.octets, part.dtype)
 
     def plan(self, part: Part, samples: Sequence[Sample]) -> Plan:
         """The codec and how many threads."""

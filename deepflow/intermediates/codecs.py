@@ -11,7 +11,7 @@
 
 The ids are part of the stored format and never change their meaning. All functions may be called
 from several threads at once: zstd's contexts are kept per thread, blosc2 and pcodec get a context
-of their own for each call. None checks the integrity of what it decodes: `frames` does before.
+of their own for each call. None checks the integrity of what it decodes: `chunks` does before.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ __all__ = [
     "register_dictionary",
     "suits",
     "train_dictionary",
+    "whole_elements",
 ]
 
 Buffer = bytes | bytearray | memoryview
 
 RAW: Final = 0
 MAX_BYTES: Final = 1 << 30
-"""The most that is encoded in one call. Blosc2 ends below 2 GiB; frames cut far smaller chunks."""
+"""The most that is encoded in one call. Blosc2 ends below 2 GiB; chunks are far smaller."""
 
 _DIGEST_BYTES: Final = 16
 _PCO_DTYPES: Final = frozenset(["f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8"])
@@ -118,6 +119,15 @@ def element_bytes(dtype: str | None) -> int:
         return 1
 
 
+def whole_elements(dtype: str | None, size_bytes: int) -> tuple[str | None, int]:
+    """The type that a buffer is coded as, and bytes of one element.
+
+    None and 1 for a buffer that is not made of whole elements.
+    """
+    width = element_bytes(dtype)
+    return (None, 1) if size_bytes % width else (dtype, width)
+
+
 def suits(codec: str, dtype: str | None, size_bytes: int) -> bool:
     """Whether a codec can take a buffer: pco only numbers of 2 to 8 bytes, and whole ones."""
     if parse(codec).number != _PCO:
@@ -136,7 +146,7 @@ def encode(data: Buffer, codec: str, dtype: str | None = None) -> Buffer:
     if octets.nbytes > MAX_BYTES:
         raise ConfigurationError(
             f"{octets.nbytes} bytes are too many for one call (at most {MAX_BYTES}); "
-            "use frames.pack, which cuts chunks"
+            "cut them into chunks"
         )
     if not octets.nbytes:
         return octets
@@ -158,7 +168,7 @@ def decode(data: Buffer, codec: str, dtype: str | None, size_bytes: int) -> memo
 def decode_into(data: Buffer, number: int, dtype: str | None, out: memoryview) -> None:
     """Decode into all of `out`, a writable view of bytes. `FrameError` if the sizes do not agree.
 
-    The codec is given by its id, as frames have it. No copy but that of the codec itself.
+    The codec is given by its id, as chunks have it. No copy but that of the codec itself.
     """
     octets = memoryview(data).cast("B")
     decoder = _DECODERS.get(number)
@@ -303,7 +313,7 @@ def _blosc(name: str) -> tuple[Any, dict[str, Any]]:
         "clevel": 1,
         "filters": filters,
         "filters_meta": [0] * len(filters),
-        "nthreads": 1,  # frames share chunks out to threads; blosc2's own pool is one per process
+        "nthreads": 1,  # chunks are shared out to threads; blosc2's own pool is one per process
     }
     return blosc2, fixed
 

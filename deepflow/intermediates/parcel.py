@@ -31,6 +31,8 @@ __all__ = ["MAPPED_FROM_BYTES", "Parcel", "Stuck", "lay_on_disk"]
 MAPPED_FROM_BYTES: Final = 1 << 18
 """Smaller buffers are copied: that is faster than to map them."""
 _WRITE_BYTES: Final = 1 << 26
+_IN_LINE_BELOW_BYTES: Final = 4_096
+"""A shorter pickle is a part of the one that it travels in."""
 _PLAIN: Final = b"\0"
 _WITH_BUFFERS: Final = b"\1"
 
@@ -184,7 +186,7 @@ class Parcel:
         return True
 
     def __reduce__(self) -> Any:
-        if isinstance(self.pickled, bytes) and len(self.pickled) < values.RAW_BELOW_BYTES:
+        if isinstance(self.pickled, bytes) and len(self.pickled) < _IN_LINE_BELOW_BYTES:
             pickled: Any = self.pickled
         else:
             pickled = pickle.PickleBuffer(self.pickled)

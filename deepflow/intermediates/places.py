@@ -21,7 +21,7 @@ import numpy as np
 
 from deepflow.errors import FrameError
 from deepflow.intermediates.codecs import Buffer
-from deepflow.intermediates.frames import FileSource
+from deepflow.intermediates.sources import FileSource
 
 __all__ = ["Disk", "InMemory", "Place", "PlaceError", "Remote"]
 

@@ -1,12 +1,12 @@
-"""What codecs would do to a buffer, from three short parts of it: ratios and speeds.
+"""What codecs would do to a buffer, from three short parts of it: ratios, and speeds if asked.
 
-The only clock of the choice; `deepflow.decide.compression` takes the numbers from here.
+`deepflow.decide.compression` takes the numbers from here, and asks no clock itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from deepflow.decide.compression import Sample, candidates
 from deepflow.intermediates import codecs
 from deepflow.intermediates.codecs import Buffer
 
-__all__ = ["PART_BYTES", "PARTS", "sample"]
+__all__ = ["PART_BYTES", "PARTS", "ratios", "sample"]
 
 PARTS: Final = 3
 PART_BYTES: Final = 262_144
@@ -40,11 +40,10 @@ def sample(
     octets = memoryview(data).cast("B")
     if not octets.nbytes:
         return []
-    width = codecs.element_bytes(dtype)
-    if octets.nbytes % width:
-        dtype, width = None, 1
+    dtype, width = codecs.whole_elements(dtype, octets.nbytes)
     tried = candidates(dtype, width) if names is None else names
-    parts = _parts(octets, width)
+    wanted = min(PART_BYTES, max(_LEAST_PART_BYTES, octets.nbytes // _PART_SHARE))
+    parts = _parts(octets, width, wanted)
     out = np.empty(max(part.nbytes for part in parts), np.uint8).data
     return [
         _measure(parts, name, dtype, out, clock)
@@ -53,8 +52,21 @@ def sample(
     ]
 
 
-def _parts(octets: memoryview, width: int) -> list[memoryview]:
-    wanted = min(PART_BYTES, max(_LEAST_PART_BYTES, octets.nbytes // _PART_SHARE))
+def ratios(data: Buffer, dtype: str | None, names: Iterable[str], part_bytes: int) -> list[Sample]:
+    """As `sample`, but the ratio alone, which takes no decoding. `dtype` must divide the buffer."""
+    octets = memoryview(data).cast("B")
+    if not octets.nbytes:
+        return []
+    parts = _parts(octets, codecs.element_bytes(dtype), part_bytes)
+    n_bytes = sum(part.nbytes for part in parts)
+    return [
+        Sample(name, n_bytes / sum(len(codecs.encode(part, name, dtype)) for part in parts))
+        for name in names
+        if codecs.suits(name, dtype, octets.nbytes)
+    ]
+
+
+def _parts(octets: memoryview, width: int, wanted: int) -> list[memoryview]:
     step = max(width, wanted // width * width)
     if octets.nbytes <= PARTS * step:
         return [octets]

@@ -1,18 +1,17 @@
 """Buffers over a socket in a pipeline: while one chunk is on the wire, the next ones are coded, and
 the one before is decoded into its place.
 
-Little-endian. The receiver asks, the sender answers with chunks in any order, the receiver thanks:
+Little-endian. The receiver asks, the sender answers with chunks, the receiver thanks:
 
     ask    magic "DFst" | version u8 | 0 0 0 | ticket, 16 bytes
     answer u8: 0, or what is wrong: 1 unknown ticket, 2 another version
-    chunk  part u32 | codec u8 | 0 0 0 | offset u64 | bytes u32 | stored bytes u32 | crc32 u32
-           | the stored bytes
+    chunks as in `chunks`, in order
     end    a chunk of part 0xFFFFFFFF without data
     thanks one byte
 
-A chunk's sum covers its head and the stored bytes. The first chunks of a large buffer go raw while
-a sample of the rest is coded beside; as soon as the sample and the link's speed are known, each
-further chunk is coded as `Choosing` says. Blocking sockets: call it from a thread.
+The first chunks of a large buffer go raw while a sample of the rest is coded beside; as soon as the
+sample and the link's speed are known, each further chunk is coded as `Choosing` says. Blocking
+sockets: call it from a thread.
 """
 
 from __future__ import annotations
@@ -29,12 +28,11 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from deepflow.decide.compression import Plan, Sample
+from deepflow.decide.compression import CHUNK_BYTES, Plan, Sample
 from deepflow.errors import FrameError
-from deepflow.intermediates import codecs
-from deepflow.intermediates.checks import crc32
+from deepflow.intermediates import chunks, codecs
+from deepflow.intermediates.chunks import Coded, Filling, Head, Part
 from deepflow.intermediates.links import Meter
-from deepflow.intermediates.values import Part
 
 __all__ = [
     "Choosing",
@@ -49,10 +47,8 @@ __all__ = [
 
 VERSION: Final = 1
 TICKET_BYTES: Final = 16
-CHUNK_BYTES: Final = 1 << 20
 _FIRST_CHUNK_BYTES: Final = 1 << 17
 """While it is not known yet how to code, so that little is sent the wrong way."""
-_MAX_CHUNK_BYTES: Final = 1 << 26
 _BACKLOG_BYTES: Final = 1 << 18
 """Unsent bytes in the kernel beyond which sending waits: what is queued is not coded any more."""
 _WAIT_FOR_SAMPLE_S: Final = 0.2
@@ -63,9 +59,8 @@ _SENDING_SHARE: Final = 0.8
 
 _ASK: Final = struct.Struct(f"<4sBxxx{TICKET_BYTES}s")
 _MAGIC: Final = b"DFst"
-_HEAD: Final = struct.Struct("<IBxxxQII")
-_SUM: Final = struct.Struct("<I")
 _END: Final = 0xFFFFFFFF
+_NOTHING: Final = Coded(codecs.RAW, 0, b"")
 _OK, _UNKNOWN, _OTHER_VERSION = range(3)
 _THANKS: Final = b"\x06"
 
@@ -156,7 +151,7 @@ def send(
         if not part.octets.nbytes:
             continue
         head = _PartSender(sock, number, part, choosing, pool, progress, meter).run(head)
-    sock.sendall(head + _pack_head(_END, codecs.RAW, 0, 0, b""))
+    sock.sendall(head + chunks.pack_head(_END, 0, _NOTHING))
     if _read(sock, 1) != _THANKS:
         raise ConnectionError("the receiver did not confirm what it was sent")
     return progress
@@ -178,9 +173,7 @@ class _PartSender:
         self.sock, self.number, self.part, self.meter = sock, number, part, meter
         self.choosing, self.pool, self.progress = choosing, pool, progress
         self.octets = part.octets
-        width = codecs.element_bytes(part.dtype)
-        self.width = width if self.octets.nbytes % width == 0 else 1
-        self.ahead: deque[tuple[int, int, Future[tuple[int, codecs.Buffer]]]] = deque()
+        self.ahead: deque[tuple[int, Future[Coded]]] = deque()
         self.next = 0
         self.plan = Plan("raw", 0, 0.0, 0.0, "")
         self.planned_for = 0.0
@@ -209,14 +202,14 @@ class _PartSender:
             depth = self.plan.threads + 1 if self.plan.codec != "raw" else 0
             while self.next < self.octets.nbytes and len(self.ahead) < max(1, depth):
                 self._code_next()
-            start, n_bytes, coded = self.ahead.popleft()
-            number, stored = coded.result()
-            head = before + _pack_head(self.number, number, start, n_bytes, stored)
+            start, ready = self.ahead.popleft()
+            coded = ready.result()
+            head = before + chunks.pack_head(self.number, start, coded)
             before = b""
             sending_s = time.perf_counter()
-            _send_all(self.sock, head, stored)
+            _send_all(self.sock, head, coded.stored)
             self.sent_s += time.perf_counter() - sending_s
-            self.progress.add(number, n_bytes, len(stored))
+            self.progress.add(coded.codec, coded.n_bytes, len(coded.stored))
         if self.sampling is not None:
             self.sampling.cancel()
         seconds = time.perf_counter() - began_s
@@ -263,31 +256,16 @@ class _PartSender:
     def _code_next(self) -> None:
         is_open = self.sampling is not None or self.sample_from >= 0
         wanted = _FIRST_CHUNK_BYTES if is_open else CHUNK_BYTES
-        start, step = self.next, max(self.width, wanted // self.width * self.width)
+        step, dtype = chunks.step_of(self.octets, self.part.dtype, wanted)
+        start = self.next
         piece = self.octets[start : start + step]
         self.next = start + piece.nbytes
-        codec = self.plan.codec
-        if codec == "raw":
-            ready: Future[tuple[int, codecs.Buffer]] = Future()
-            ready.set_result((codecs.RAW, piece))
-            self.ahead.append((start, piece.nbytes, ready))
-            return
-        dtype = self.part.dtype if self.width > 1 else None
-        if not codecs.suits(codec, dtype, piece.nbytes):
-            codec = "zstd:1"
-        self.ahead.append((start, piece.nbytes, self.pool.submit(_code, piece, codec, dtype)))
-
-
-def _code(piece: memoryview, codec: str, dtype: str | None) -> tuple[int, codecs.Buffer]:
-    coded = codecs.encode(piece, codec, dtype)
-    if len(coded) >= piece.nbytes:
-        return codecs.RAW, piece
-    return codecs.parse(codec).number, coded
-
-
-def _pack_head(part: int, codec: int, start: int, n_bytes: int, stored: codecs.Buffer) -> bytes:
-    head = _HEAD.pack(part, codec, start, n_bytes, len(stored))
-    return head + _SUM.pack(crc32(stored, crc32(head)))
+        if self.plan.codec == "raw":
+            ready: Future[Coded] = Future()
+            ready.set_result(Coded(codecs.RAW, piece.nbytes, piece))
+        else:
+            ready = self.pool.submit(chunks.code, piece, self.plan.codec, dtype)
+        self.ahead.append((start, ready))
 
 
 def _send_all(sock: socket.socket, head: bytes, body: codecs.Buffer) -> None:
@@ -329,44 +307,27 @@ def receive(
         why = "does not know the ticket" if answer == _UNKNOWN else "speaks another version"
         raise Refused(f"the sender {why}")
     progress = Progress()
-    missing = [view.nbytes for view in views]
+    filling = Filling(views, dtypes)
     decoding: deque[Future[None]] = deque()
     scratch = _Scratch()
     try:
         while True:
-            packed = _read(sock, _HEAD.size + _SUM.size)
-            number, codec, start, n_bytes, n_stored = _HEAD.unpack_from(packed)
-            (crc,) = _SUM.unpack_from(packed, _HEAD.size)
-            sum_of_head = crc32(memoryview(packed)[: _HEAD.size])
-            if number == _END:
-                if crc != sum_of_head:
-                    raise FrameError("the end of the stream is damaged; fetch the value again")
+            head = chunks.read_head(_read(sock, chunks.HEAD_BYTES))
+            if head.part == _END:
+                chunks.check(head, b"")
                 break
-            if (
-                number >= len(views)
-                or codec not in codecs.BY_ID
-                or start + n_bytes > views[number].nbytes
-                or n_stored > n_bytes
-                or n_bytes > _MAX_CHUNK_BYTES
-            ):
-                raise FrameError("a chunk of the stream is impossible; fetch the value again")
-            place = views[number][start : start + n_bytes]
-            missing[number] -= n_bytes
-            progress.add(codec, n_bytes, n_stored)
-            if codec == codecs.RAW:
-                if n_stored != n_bytes:
-                    raise FrameError("a raw chunk has two lengths; fetch the value again")
+            place = filling.place(head)
+            progress.add(head.codec, head.n_bytes, head.n_stored)
+            if head.codec == codecs.RAW:
                 _read_into(sock, place)
-                _check(place, sum_of_head, crc)
+                chunks.check(head, place)
                 continue
             while len(decoding) >= max(1, threads):
                 decoding.popleft().result()
-            stored = scratch.take(n_stored)
+            stored = scratch.take(head.n_stored)
             _read_into(sock, stored)
-            sums = (sum_of_head, crc)
-            decoding.append(
-                pool.submit(_decode, stored, codec, dtypes[number], place, sums, scratch)
-            )
+            dtype = filling.dtype_of(head)
+            decoding.append(pool.submit(_decode, head, stored, dtype, place, scratch))
         while decoding:
             decoding.popleft().result()
     finally:
@@ -375,8 +336,7 @@ def receive(
         for future in decoding:
             if not future.cancelled():
                 future.exception()  # nothing may write into the views once this has returned
-    if any(missing):
-        raise FrameError(f"{sum(missing)} bytes of the stream are missing; fetch the value again")
+    filling.expect_full()
     sock.sendall(_THANKS)
     return progress
 
@@ -398,21 +358,10 @@ class _Scratch:
 
 
 def _decode(
-    stored: memoryview,
-    codec: int,
-    dtype: str | None,
-    place: memoryview,
-    sums: tuple[int, int],
-    scratch: _Scratch,
+    head: Head, stored: memoryview, dtype: str | None, place: memoryview, scratch: _Scratch
 ) -> None:
-    _check(stored, *sums)
-    codecs.decode_into(stored, codec, dtype, place)
+    chunks.decode(head, stored, dtype, place)
     scratch.give_back(stored)
-
-
-def _check(stored: memoryview, sum_of_head: int, crc: int) -> None:
-    if crc32(stored, sum_of_head) != crc:
-        raise FrameError("a chunk of the stream does not match its sum; fetch the value again")
 
 
 def _read(sock: socket.socket, n_bytes: int) -> bytes:

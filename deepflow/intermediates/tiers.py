@@ -23,14 +23,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from distributed import sizeof
 
+from deepflow.decide.compression import HEAP
 from deepflow.decide.evict import Backoff, Candidate, Room, place_for, victims
 from deepflow.errors import FrameError, ValueLostError
-from deepflow.intermediates import sampling, values
-from deepflow.intermediates.codecs import Buffer, element_bytes
+from deepflow.intermediates import values
+from deepflow.intermediates.choosing import codec_at_rest
+from deepflow.intermediates.chunks import Part
+from deepflow.intermediates.codecs import Buffer
 from deepflow.intermediates.places import Disk, Place
 
 __all__ = ["Hooks", "TieredStore", "Use"]
@@ -44,7 +48,6 @@ _LEAST_HEAP_SHARE: Final = 0.1
 """Of the target: with less in the heap, a large process is none of its values' fault."""
 _LARGE_SHARE: Final = 0.25
 """Of the target, from which on a value goes to the disk as it is."""
-_WORTH_RATIO: Final = 1.1
 _MAX_LOST: Final = 1_000
 _IDLE_S: Final = 0.5
 _READ_BYTES_PER_S: Final = 5e8
@@ -764,20 +767,8 @@ def _weakly(value: Any) -> weakref.ref[Any] | None:
         return None
 
 
-def _raw(part: values.Part) -> str:
+def _raw(part: Part) -> str:
     return "raw"
 
 
-def _codec_of(part: values.Part) -> str:
-    """Fast ones: what is evicted is read back at several GB/s; raw where it hardly shrinks."""
-    octets = part.octets
-    if octets.nbytes < values.RAW_BELOW_BYTES:
-        return "raw"
-    width = element_bytes(part.dtype)
-    is_typed = width > 1 and octets.nbytes % width == 0
-    codec = "shuffle+lz4" if is_typed else "zstd:1"
-    if octets.nbytes >= 4 * _SMALL_BYTES:
-        (found,) = sampling.sample(octets, part.dtype if is_typed else None, [codec])
-        if found.ratio < _WORTH_RATIO:
-            return "raw"
-    return codec
+_codec_of: Final = partial(codec_at_rest, objective=HEAP)

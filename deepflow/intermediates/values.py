@@ -1,13 +1,18 @@
-"""A Python value as frames: its pickle, and each large buffer with the codec that its type wants.
+"""A Python value as parts and back, and the bytes that parts are stored as.
 
-    magic "DFva" | version u8 | 0 0 0 | buffers u32 | read-only flags, a byte each | crc32 u32
-    frame of the pickle | frame of each buffer, in the order the pickle refers to them
+    magic "DFva" | version u8 | 0 0 0 | parts u32 | bytes of the table u32
+    | for each part: bytes u64 | flags u8 | length of the type's name u8 | the name, ASCII
+    | crc32 u32 of all before | the chunks of all parts (see `chunks`), with that sum as their seed
+
+The first part is the value's pickle; the others are the buffers that the pickle refers to, in that
+order. A flag of 1 says that the buffer was read-only.
 
 What the value is made of decides the element types: numpy arrays and the blocks of data frames say
 theirs, Arrow columns are asked, tensors travel as numpy arrays. Columns of Python strings that
 repeat are sent as their distinct values and codes.
 
-`load` runs a pickle: as with pickle itself, only load what a trusted program has written.
+`load` runs a pickle: as with pickle itself, only load what a trusted program has written. Stored
+results refer to `_viewed` and `_expanded` here: their names, parameters and module stay.
 """
 
 from __future__ import annotations
@@ -15,86 +20,91 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from deepflow.decide.compression import CHUNK_BYTES, STORE, Resting
 from deepflow.errors import FrameError
-from deepflow.intermediates import frames
-from deepflow.intermediates.checks import crc32
-from deepflow.intermediates.codecs import Buffer, element_bytes
+from deepflow.intermediates import chunks, codecs
+from deepflow.intermediates.choosing import codec_at_rest
+from deepflow.intermediates.chunks import Coded, Filling, Head, Part, Piece
+from deepflow.intermediates.codecs import Buffer
 from deepflow.intermediates.pickling import (
     EnvelopePickler,
     cached_by_type,
     class_text,
     standing_for,
 )
+from deepflow.intermediates.sources import Source
 
 __all__ = [
     "Choose",
-    "Part",
     "assemble",
-    "choose_by_type",
     "disassemble",
     "dump",
     "dump_parts",
     "load",
+    "read_parts",
 ]
 
+Choose = Callable[[Part], str]
+"""Which codec a part gets."""
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One buffer of a value: its bytes, the type of its elements (None: unknown), its flag.
-
-    ``task`` is whose result it belongs to, where that is known.
-    """
-
-    octets: memoryview
-    dtype: str | None
-    is_readonly: bool
-    task: str = ""
-
-
-Choose = Callable[[memoryview, str | None], str]
-"""Which codec a buffer gets, by its bytes and the type of its elements (None: unknown)."""
-
-VERSION: Final = 1
-RAW_BELOW_BYTES: Final = 4_096
+VERSION: Final = 2
 
 _MAGIC: Final = b"DFva"
-_PRELUDE: Final = struct.Struct("<4sBxxxI")
+_PRELUDE: Final = struct.Struct("<4sBxxxII")
+_ENTRY: Final = struct.Struct("<QBB")
 _SUM: Final = struct.Struct("<I")
+_READ_ONLY: Final = 1
 _FACTORISE_FROM: Final = 64
 
 
-def choose_by_type(data: memoryview, dtype: str | None) -> str:
-    """Without any knowledge of the link: shuffled zstd for typed elements, zstd for the others."""
-    if data.nbytes < RAW_BELOW_BYTES:
-        return "raw"
-    return "shuffle+zstd" if element_bytes(dtype) > 1 else "zstd:1"
-
-
-def dump(value: object, choose: Choose = choose_by_type, threads: int = 1) -> list[Buffer]:
+def dump(value: object, objective: Resting = STORE, threads: int = 1) -> list[Buffer]:
     """`value` as buffers, to be written one after the other.
 
-    Large data that stays raw is not copied: keep the value unchanged until they are written.
-    Raises what pickling raises.
+    Large data that stays raw is not copied: keep the value unchanged until they are written. With
+    `threads` above 1, so many chunks are coded at once. Raises what pickling raises.
     """
-    return dump_parts(disassemble(value), lambda part: choose(part.octets, part.dtype), threads)
+    choose = partial(codec_at_rest, objective=objective)
+    return dump_parts(disassemble(value), choose, threads, objective.chunk_bytes)
 
 
 def dump_parts(
-    parts: Sequence[Part], choose: Callable[[Part], str], threads: int = 1
+    parts: Sequence[Part], choose: Choose, threads: int = 1, chunk_bytes: int = CHUNK_BYTES
 ) -> list[Buffer]:
     """As `dump`, of a value that has been taken apart."""
-    prelude = _PRELUDE.pack(_MAGIC, VERSION, len(parts) - 1)
-    prelude += bytes(part.is_readonly for part in parts[1:])
-    out: list[Buffer] = [prelude + _SUM.pack(crc32(prelude))]
-    for part in parts:
-        out.extend(frames.pack(part.octets, choose(part), part.dtype, threads))
+    prelude = _prelude_of(parts)
+    seed = chunks.crc32(prelude)
+    out: list[Buffer] = [prelude + _SUM.pack(seed)]
+
+    def pieces() -> Iterator[Piece]:
+        for number, part in enumerate(parts):
+            if part.octets.nbytes:
+                yield from chunks.cut(number, part, choose(part), chunk_bytes)
+
+    def code(piece: Piece) -> tuple[bytes, Coded]:
+        coded = chunks.code(piece.octets, piece.codec, piece.dtype)
+        return chunks.pack_head(piece.part, piece.start, coded, seed), coded
+
+    for head, coded in chunks.side_by_side(code, pieces(), threads, _work_of):
+        out += (head, coded.stored)
     return out
+
+
+def _work_of(piece: Piece) -> int:
+    return 0 if piece.codec == "raw" else piece.octets.nbytes
+
+
+def _prelude_of(parts: Sequence[Part]) -> bytes:
+    table = bytearray()
+    for part in parts:
+        name = (part.dtype or "").encode("ascii")
+        table += _ENTRY.pack(part.octets.nbytes, part.is_readonly and _READ_ONLY, len(name)) + name
+    return _PRELUDE.pack(_MAGIC, VERSION, len(parts), len(table)) + table
 
 
 def disassemble(
@@ -129,29 +139,95 @@ def assemble(octets: Sequence[memoryview], readonly: Sequence[bool]) -> Any:
     return pickle.loads(pickled, buffers=views)
 
 
-def load(buffers: Buffer | Iterable[Buffer] | frames.Source, threads: int = 1) -> Any:
+def load(buffers: Buffer | Iterable[Buffer] | Source, threads: int = 1) -> Any:
     """The value that `dump` was given. `FrameError` if the bytes are not exactly what it wrote.
 
     Arrays are writable where they were. Whatever else the value's own classes raise while they are
     built passes through.
     """
-    source = buffers if isinstance(buffers, frames.Source) else frames.Source(buffers)
+    return assemble(*read_parts(buffers, threads))
+
+
+def read_parts(
+    buffers: Buffer | Iterable[Buffer] | Source, threads: int = 1
+) -> tuple[list[memoryview], list[bool]]:
+    """The parts of a value, in memory of their own, and whether each was read-only.
+
+    What lies in a file is read piece by piece and never in memory twice. Errors as `load`.
+    """
+    source = buffers if isinstance(buffers, Source) else Source(buffers)
+    entries, seed = _read_prelude(source)
+    n_bytes = sum(entry.n_bytes for entry in entries)
+    most_bytes = source.left_bytes // chunks.HEAD_BYTES * chunks.MAX_BYTES
+    if n_bytes > most_bytes:
+        raise FrameError(
+            f"the chunks can add up to {most_bytes} bytes, the table says {n_bytes}; "
+            f"{chunks.REMEDY}"
+        )
+    octets = [chunks.allocate(entry.n_bytes) for entry in entries]
+    filling = Filling(octets, [entry.dtype for entry in entries])
+
+    def coded() -> Iterator[_Job]:
+        while not filling.is_full:
+            head = chunks.read_head(source.take(chunks.HEAD_BYTES), seed)
+            place = filling.place(head)
+            if head.codec == codecs.RAW:
+                source.take_into(place)
+                chunks.check(head, place)
+            else:
+                yield _Job(head, source.take(head.n_stored), filling.dtype_of(head), place)
+
+    def decode(job: _Job) -> None:
+        chunks.decode(*job)
+
+    for _ in chunks.side_by_side(decode, coded(), threads, lambda job: job.place.nbytes):
+        pass
+    source.expect_end()
+    return octets, [entry.is_readonly for entry in entries]
+
+
+class _Job(NamedTuple):
+    head: Head
+    stored: memoryview
+    dtype: str | None
+    place: memoryview
+
+
+class _Entry(NamedTuple):
+    """A part as the table has it."""
+
+    n_bytes: int
+    is_readonly: bool
+    dtype: str | None
+
+
+def _read_prelude(source: Source) -> tuple[list[_Entry], int]:
+    """The table of parts, and its check sum."""
     fixed = bytes(source.take(_PRELUDE.size))
-    magic, version, n_buffers = _PRELUDE.unpack(fixed)
+    magic, version, n_parts, n_table = _PRELUDE.unpack(fixed)
     if magic != _MAGIC:
         raise FrameError(f"these bytes are no value: they begin with {magic!r}, not {_MAGIC!r}")
     if version != VERSION:
         raise FrameError(
             f"the value has version {version}, this program reads version {VERSION}: read it with "
-            "the version that wrote it, or compute it again if it is damaged"
+            f"the version that wrote it, or, if it is damaged, {chunks.REMEDY}"
         )
-    flags = bytes(source.take(n_buffers))
+    table = bytes(source.take(n_table))
     (crc,) = _SUM.unpack(source.take(_SUM.size))
-    if crc32(fixed + flags) != crc:
-        raise FrameError("the value's prelude does not match its check sum; compute it again")
-    octets = [frames.read_frame(source, threads)[0] for _ in range(n_buffers + 1)]
-    source.expect_end()
-    return assemble(octets, [True, *map(bool, flags)])
+    if chunks.crc32(fixed + table) != crc:
+        raise FrameError(f"the value's table does not match its check sum; {chunks.REMEDY}")
+    entries, at = [], 0
+    try:
+        for _ in range(n_parts):
+            n_bytes, flags, n_name = _ENTRY.unpack_from(table, at)
+            name = table[at + _ENTRY.size : at + _ENTRY.size + n_name].decode("ascii")
+            entries.append(_Entry(n_bytes, bool(flags & _READ_ONLY), name or None))
+            at += _ENTRY.size + n_name
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise FrameError(f"the value's table cannot be read ({exc}); {chunks.REMEDY}") from exc
+    if at != len(table) or not entries:
+        raise FrameError(f"the value's table has another length than it says; {chunks.REMEDY}")
+    return entries, crc
 
 
 class _ValuePickler(EnvelopePickler):

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.codecs --megabytes 8 --json codecs.json
 
-Speeds are MB/s of logical bytes on one core, coding and decoding, through whole frames with their
+Speeds are MB/s of logical bytes on one core, coding and decoding, through whole values with their
 check sums. The times at a link are predictions of the rule (`deepflow.decide.compression`), as a
 share of sending raw; nothing is sent.
 """
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepflow.decide.compression import choose
-from deepflow.intermediates import codecs, frames, values
+from deepflow.decide.compression import Link, choose
+from deepflow.intermediates import codecs, values
+from deepflow.intermediates.chunks import Part
 from deepflow.intermediates.sampling import sample
 
 CODECS = ("zstd:1", "zstd:3", "shuffle+zstd", "shuffle+lz4", "bytedelta+zstd", "pco")
@@ -89,14 +90,14 @@ def payloads(n_bytes: int, seed: int = 0) -> dict[str, Callable[[], Payload]]:
 
 def _measure(data: memoryview, dtype: str | None, codec: str) -> dict[str, float]:
     began = time.perf_counter()
-    frame = frames.pack(data, codec, dtype)
+    buffers = values.dump_parts([Part(data, dtype, False)], lambda part: codec)
     between = time.perf_counter()
-    out = frames.unpack(frame)
+    (out,), _ = values.read_parts(buffers)
     ended = time.perf_counter()
     if out != data:
         raise AssertionError(f"{codec} did not give the payload back")
     return {
-        "ratio": data.nbytes / sum(map(len, frame)),
+        "ratio": data.nbytes / sum(map(len, buffers)),
         "encode_mb_per_s": data.nbytes / 1e6 / (between - began),
         "decode_mb_per_s": data.nbytes / 1e6 / (ended - between),
     }
@@ -108,7 +109,7 @@ def _row(data: memoryview, dtype: str | None, cores: int) -> dict[str, Any]:
     sample_s = time.perf_counter() - began
     picks = {}
     for gbit in LINKS_GBIT:
-        plan = choose(data.nbytes, sampled, gbit * 125e6, cores)
+        plan = choose(data.nbytes, sampled, Link(gbit * 125e6, cores))
         picks[str(gbit)] = {
             "codec": plan.codec,
             "threads": plan.threads,
@@ -126,9 +127,8 @@ def _data_frame(n_bytes: int) -> dict[str, Any]:
     size = int(table.memory_usage(deep=True).sum())
     measured = {}
     for name in CODECS:
-        choice: values.Choose = lambda _data, dtype, name=name: name  # type: ignore[misc]  # noqa: E731
         began = time.perf_counter()
-        stored = values.dump(table, choice)
+        stored = values.dump_parts(values.disassemble(table), lambda part, name=name: name)
         between = time.perf_counter()
         back = values.load(stored)
         ended = time.perf_counter()

@@ -7,7 +7,8 @@ import pytest
 
 from deepflow.decide.compression import Sample
 from deepflow.intermediates.choosing import Choices, ForPeer
-from deepflow.intermediates.values import Part, disassemble
+from deepflow.intermediates.chunks import Part
+from deepflow.intermediates.values import disassemble
 
 USELESS = Sample("zstd:1", 1.0, 400e6, 2000e6)
 USEFUL = Sample("pco", 8.0, 400e6, 2000e6)

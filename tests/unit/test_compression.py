@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from deepflow.decide.compression import (
+    HEAP,
+    STORE,
     Chooser,
+    Link,
     Sample,
     choose,
     parse_compression,
@@ -27,23 +30,44 @@ def test_the_pipelined_time_is_the_slowest_stage_and_both_ends():
 
 
 def test_a_slow_link_compresses_and_a_fast_one_does_not():
-    assert choose(64_000_000, [GOOD, BAD], 12.5e6, 2).codec == "shuffle+zstd"
-    assert choose(64_000_000, [GOOD, BAD], 5e9, 2).codec == "raw"
+    assert choose(64_000_000, [GOOD, BAD], Link(12.5e6, 2)).codec == "shuffle+zstd"
+    assert choose(64_000_000, [GOOD, BAD], Link(5e9, 2)).codec == "raw"
 
 
 def test_less_than_a_tenth_saved_is_raw():
     exact = Sample("zstd:1", 1.1, 1e15, 1e15)
-    assert choose(10**7, [exact], 1e8, 1).codec == "raw"
-    assert choose(10**7, [Sample("zstd:1", 1.12, 1e15, 1e15)], 1e8, 1).codec == "zstd:1"
+    assert choose(10**7, [exact], Link(1e8, 1)).codec == "raw"
+    assert choose(10**7, [Sample("zstd:1", 1.12, 1e15, 1e15)], Link(1e8, 1)).codec == "zstd:1"
 
 
 def test_small_buffers_and_unknown_links_are_raw():
-    assert choose(127_999, [GOOD], 1e6, 2).codec == "raw"
-    assert choose(10**8, [GOOD], 0.0, 2).codec == "raw"
+    assert choose(127_999, [GOOD], Link(1e6, 2)).codec == "raw"
+    assert choose(10**8, [GOOD], Link(0.0, 2)).codec == "raw"
+
+
+def test_a_store_takes_the_fewest_bytes_and_pco_only_where_it_is_a_fifth_smaller():
+    shuffled, barely, clearly = (
+        Sample(*one) for one in (("shuffle+zstd", 4.0), ("pco", 4.9), ("pco", 5.1))
+    )
+    assert choose(10**7, [shuffled, barely], STORE).codec == "shuffle+zstd"
+    assert choose(10**7, [shuffled, clearly], STORE).codec == "pco"
+    assert choose(10**7, [Sample("zstd:1", 1.03)], STORE).codec == "raw"
+    assert choose(10**7, [Sample("zstd:1", 1.04)], STORE).codec == "zstd:1"
+    assert choose(511, [clearly], STORE).codec == "raw"
+
+
+def test_the_heap_takes_a_fast_codec_where_that_saves_a_tenth():
+    assert choose(10**7, [Sample("shuffle+lz4", 1.2)], HEAP).codec == "shuffle+lz4"
+    assert choose(10**7, [Sample("shuffle+lz4", 1.05)], HEAP).codec == "raw"
+    assert choose(10**7, [], HEAP).codec == "raw"
+
+
+def test_a_codec_whose_speed_was_not_measured_is_not_taken_for_a_link():
+    assert choose(64_000_000, [Sample("pco", 9.0)], Link(1e6, 2)).codec == "raw"
 
 
 def test_no_more_threads_than_bring_something():
-    assert choose(64_000_000, [GOOD], 1e6, 8).threads == 1
+    assert choose(64_000_000, [GOOD], Link(1e6, 8)).threads == 1
 
 
 def test_a_sample_is_taken_once_and_renewed_for_one_in_64():

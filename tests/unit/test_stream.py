@@ -17,7 +17,7 @@ from deepflow.decide.compression import Plan, Sample
 from deepflow.errors import FrameError
 from deepflow.intermediates import codecs, stream, values
 from deepflow.intermediates.choosing import Choices
-from deepflow.intermediates.values import Part
+from deepflow.intermediates.chunks import Part
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from distributed.core import Status
 from distributed.protocol.serialize import to_serialize
 
 from deepflow.backend.keys import task_of
+from deepflow.decide.compression import RAW_BELOW_BYTES
 from deepflow.errors import ValueLostError
 from deepflow.intermediates import stream, values
 from deepflow.intermediates.arena import Arena, Sealed
 from deepflow.intermediates.choosing import Choices
-from deepflow.intermediates.values import Part
+from deepflow.intermediates.chunks import Part
 from deepflow.observe import metrics
 
 from .ledger import Ledger
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARE_FROM_BYTES", "Handle", "Sender"]
 
-PLAIN_BELOW_BYTES: Final = 128_000
-"""Smaller values are left to Dask: nothing can be won on them."""
 SHARE_FROM_BYTES: Final = 1 << 20
 STREAM_FROM_BYTES: Final = 1 << 22
 STREAM_FROM_S: Final = 0.01
@@ -272,8 +271,8 @@ class Sender:
         }
 
     def _is_plain(self, one: _Asked, ready: _Ready) -> bool:
-        """Whether a value is left to Dask without a look at it."""
-        if one.n_bytes < PLAIN_BELOW_BYTES:
+        """Whether a value is left to Dask without a look at it; small ones are."""
+        if one.n_bytes < RAW_BELOW_BYTES:
             return True
         if not ready.can_stream or (ready.is_neighbour and one.n_bytes >= SHARE_FROM_BYTES):
             return False
@@ -314,7 +313,7 @@ class Sender:
             else:
                 return  # the time is that of a stream, or of a hand-over
             total += progress.wire_bytes
-            if one.n_bytes >= PLAIN_BELOW_BYTES:
+            if one.n_bytes >= RAW_BELOW_BYTES:
                 self.ledger.sent(one.key, progress, seconds)
         if total >= SHARE_FROM_BYTES:
             # The peer's handling is in it, too.
