@@ -1,15 +1,14 @@
-"""One value as the bytes of one file: typed frames behind a header that says how long each is.
+"""One value as the bytes of one file: what `values` writes, behind a digest of all of it.
 
-    magic 8 B | digest of all that follows 16 B | number of frames u32 | length of each u64 | frames
+    magic 8 B | digest of all that follows 16 B | the value, see `values`
 
 A record is such a value with what is said of it in front:
 
     magic 8 B | digest of the metadata 16 B | their length u32 | metadata | value as above
 
-The first frame is the value's structure (pickle 5), the others its buffers; a frame's head says
-whether the buffer was read-only. What belongs to ``__main__`` is stored by value, as Prefect's
-pickle serializer does it: another script has another ``__main__``. Nothing is decoded before the
-digest fits, so a damaged file is an error and never a wrong value.
+What belongs to ``__main__`` is stored by value, as Prefect's pickle serializer does it: another
+script has another ``__main__``. Nothing is decoded before the digest fits, so a damaged file is an
+error and never a wrong value. Values that earlier versions wrote are read by `stored_before`.
 """
 
 from __future__ import annotations
@@ -17,36 +16,21 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-import pickle
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from deepflow.decide.compression import STORE
 from deepflow.errors import FrameError, StoredResultError
-from deepflow.intermediates import codecs
+from deepflow.intermediates import stored_before, values
 from deepflow.intermediates.codecs import Buffer
-from deepflow.intermediates.pickling import dump
 
-MAGIC: Final = b"\x93dflow1\n"
+MAGIC: Final = b"\x93dflow2\n"
 RECORD_MAGIC: Final = b"\x93dfrec1\n"
+_MAGICS: Final = (MAGIC, stored_before.MAGIC)
 _DIGEST_BYTES: Final = 16
 _HEAD_BYTES: Final = len(MAGIC) + _DIGEST_BYTES
 _LENGTH: Final = struct.Struct("<I")
-_FRAME: Final = struct.Struct("<Bc?xIQ")
-_RAW, _ZSTD, _SHUFFLE_ZSTD, _PCO = (
-    codecs.parse(name).number for name in ("raw", "zstd", "shuffle+zstd", "pco")
-)
-_WORTH_BYTES: Final = 512
-_CHUNK_BYTES: Final = 4 * 1024**2
-_SAMPLE_BYTES: Final = 128 * 1024
-_NUMBERS: Final = "hHeiIlLqQfd"
-_PRICE: Final = {_ZSTD: 1.0, _SHUFFLE_ZSTD: 1.0, _PCO: 1.25}
-"""Storage wants ratio, but pcodec packs a few times slower: it has to be a fifth smaller."""
-
-T = TypeVar("T")
-U = TypeVar("U")
+_THREADS: Final = min(os.cpu_count() or 1, 4)
 
 
 def pack(value: Any) -> bytes:
@@ -54,12 +38,11 @@ def pack(value: Any) -> bytes:
 
     Raises whatever cloudpickle raises for a value that cannot be pickled.
     """
-    frames = _dump(value)
-    head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
-    digest = hashlib.blake2b(head, digest_size=_DIGEST_BYTES)
-    for frame in frames:
-        digest.update(frame)
-    return b"".join((MAGIC, digest.digest(), head, *frames))
+    buffers = values.dump(value, STORE, _THREADS)
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for buffer in buffers:
+        digest.update(buffer)
+    return b"".join((MAGIC, digest.digest(), *buffers))
 
 
 def unpack(content: Buffer) -> Any:
@@ -68,19 +51,31 @@ def unpack(content: Buffer) -> Any:
     Raises:
         StoredResultError: no such content, or a damaged one.
     """
-    body = _checked(memoryview(content))
-    (n_frames,) = struct.unpack_from("<I", body)
-    lengths = struct.unpack_from(f"<{n_frames}Q", body, 4)
-    frames, at = [], 4 + 8 * n_frames
-    for length in lengths:
-        frames.append(body[at : at + length])
-        at += length
-    return _load(frames)
+    view = memoryview(content)
+    body = _checked(view)
+    read = stored_before.read_parts if _magic_of(view) == stored_before.MAGIC else values.read_parts
+    try:
+        parts, readonly = read(body, _THREADS)
+    except FrameError as error:
+        raise StoredResultError(f"the stored result cannot be read: {error}") from error
+    # Unpickling makes nothing but objects that stay. To look among them for garbage, again and
+    # again, takes longer than to make them.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return values.assemble(parts, readonly)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _magic_of(view: memoryview) -> bytes:
+    return bytes(view[: len(MAGIC)])
 
 
 def is_packed(content: Buffer) -> bool:
     """Whether `content` says that it is ours; it may be damaged still."""
-    return bytes(memoryview(content)[: len(MAGIC)]) == MAGIC
+    return _magic_of(memoryview(content)) in _MAGICS
 
 
 def pack_record(metadata: bytes, content: bytes) -> bytes:
@@ -139,91 +134,3 @@ def _checked(view: memoryview) -> memoryview:
             f"written was {said}; delete the record so that it is computed again"
         )
     return view[_HEAD_BYTES:]
-
-
-def _dump(value: Any) -> list[bytes]:
-    buffers: list[pickle.PickleBuffer] = []
-    structure = dump(value, buffers.append)
-    return [_encode(structure, "B", False), *(_encode(*_described(b)) for b in buffers)]
-
-
-def _load(frames: Sequence[memoryview]) -> Any:
-    structure, *buffers = map(_decode, frames)
-    # Unpickling makes nothing but objects that stay: looking among them for garbage, again and
-    # again, takes longer than making them.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return pickle.loads(structure, buffers=buffers)
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _described(buffer: pickle.PickleBuffer) -> tuple[memoryview, str, bool]:
-    """A buffer's bytes, the type of its items as `struct` names it, and whether it is read-only."""
-    view = memoryview(buffer)
-    name = view.format or "B"
-    return buffer.raw(), name if name in _NUMBERS else "B", view.readonly
-
-
-def _encode(view: memoryview, number: str, is_readonly: bool) -> bytes:
-    """A buffer as one frame: head, the length of each chunk, the chunks, packed side by side."""
-    codec = _choose(view, number)
-    chunks = [view[i : i + _CHUNK_BYTES] for i in range(0, view.nbytes, _CHUNK_BYTES)]
-    packed = list(_in_threads(lambda chunk: _pack_chunk(codec, chunk, number), chunks))
-    head = _FRAME.pack(codec, number.encode(), is_readonly, len(packed), view.nbytes)
-    return b"".join((head, struct.pack(f"<{len(packed)}Q", *map(len, packed)), *packed))
-
-
-def _decode(frame: memoryview) -> bytearray | memoryview:
-    codec, name, is_readonly, n_chunks, n_bytes = _FRAME.unpack_from(frame)
-    lengths = struct.unpack_from(f"<{n_chunks}Q", frame, _FRAME.size)
-    out, at = bytearray(n_bytes), _FRAME.size + 8 * n_chunks
-    place, jobs = memoryview(out), []
-    for i, length in enumerate(lengths):
-        goal = place[i * _CHUNK_BYTES : (i + 1) * _CHUNK_BYTES]
-        jobs.append((frame[at : at + length], goal))
-        at += length
-    for _ in _in_threads(lambda job: _unpack_chunk(codec, job[0], name.decode(), job[1]), jobs):
-        pass
-    return memoryview(out).toreadonly() if is_readonly else out
-
-
-def _choose(view: memoryview, number: str) -> int:
-    """The codec for a buffer, by what each makes of two samples of it."""
-    if view.nbytes < _WORTH_BYTES:
-        return _RAW
-    at = view.nbytes // 2 // 16 * 16
-    samples = [view[:_SAMPLE_BYTES], view[at : at + _SAMPLE_BYTES]]
-    candidates = [_ZSTD]
-    if number in _NUMBERS:
-        candidates = [_SHUFFLE_ZSTD, _PCO]
-    sizes = {c: sum(len(_pack_chunk(c, one, number)) for one in samples) for c in candidates}
-    best = min(candidates, key=lambda c: sizes[c] * _PRICE[c])
-    return best if sizes[best] < 0.97 * sum(one.nbytes for one in samples) else _RAW
-
-
-def _pack_chunk(codec: int, chunk: memoryview, number: str) -> Buffer:
-    return codecs.encode(chunk, codecs.BY_ID[codec].name, number)
-
-
-def _unpack_chunk(codec: int, chunk: memoryview, number: str, goal: memoryview) -> None:
-    try:
-        codecs.decode_into(chunk, codec, number, goal)
-    except FrameError as error:
-        raise StoredResultError(f"the stored result cannot be read: {error}") from error
-
-
-def _in_threads(call: Callable[[T], U], jobs: Sequence[T]) -> Iterator[U]:
-    """`call` of each job in order; side by side where there are several."""
-    if len(jobs) < 2:
-        yield from map(call, jobs)
-        return
-    yield from _pool(os.getpid()).map(call, jobs)
-
-
-@cache
-def _pool(_pid: int) -> ThreadPoolExecutor:
-    """Threads of this process; a forked one has none of its parent's."""
-    return ThreadPoolExecutor(min(os.cpu_count() or 1, 4), "deepflow-stored")

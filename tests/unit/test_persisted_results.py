@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect._internal.result_records import ResultRecord, ResultRecordMetadata
@@ -22,12 +22,16 @@ from prefect.types._datetime import now
 from pydantic import ValidationError
 
 from deepflow.errors import StoredResultError
+from deepflow.intermediates import values
+from deepflow.intermediates.choosing import Choices
 from deepflow.intermediates.stored import address_of, pack, pack_record, split_record, unpack
 from deepflow.observe import metrics
 from deepflow.runner.results import storage
 from deepflow.runner.results.caching import CONTENT
 from deepflow.runner.results.serializer import DeepflowSerializer
 from deepflow.runner.results.storage import DeepflowResultStore
+from tests.unit import stored_format_1
+from tests.unit.stored_format_1 import content_of
 
 VALUES = {
     "sorted": np.arange(20_000),
@@ -209,23 +213,76 @@ def test_a_damaged_record_is_not_there_and_is_told_once(
     assert same(np.arange(1000), store.read("k").result)
 
 
-OF_AN_EARLIER_VERSION = (
-    "k2RmbG93MQoKX8jNhpK7zIQrZaJpexbcAwAAANkAAAAAAAAAPAAAAAAAAAAkAAAAAAAAAABCAAABAAAAwQAAAAAA"
-    "AADBAAAAAAAAAIAFlbYAAAAAAAAAfZQojAFhlIwTbnVtcHkuX2NvcmUubnVtZXJpY5SMC19mcm9tYnVmZmVylJOU"
-    "KJeMBW51bXB5lIwFZHR5cGWUk5SMAmk4lImIh5RSlChLA4wBPJROTk5K/////0r/////SwB0lGJLyIWUjAFDlHSU"
-    "UpSMAWKUXZQojAF4lE5ljAFjlGgEKJdoB4wCZjSUiYiHlFKUKEsDaAtOTk5K/////0r/////SwB0lGJLA4WUaA50"
-    "lFKUdS4FbAAAAQAAAEAGAAAAAAAAJAAAAAAAAABwY28hAwAHMgQBBMcAABABAYAAAAAAAAAAQAAAAAAAAAAAgAAA"
-    "ZgAAAQAAAAwAAAAAAAAADAAAAAAAAAAAAAAAAAAAAAAAAAA="
-)
+def is_as_made(found: Any, made: Any) -> bool:
+    """Whether a value is equal in type, layout, flags and bits."""
+    if isinstance(made, torch.Tensor):
+        return found.dtype == made.dtype and torch.equal(found, made)
+    if isinstance(made, np.ndarray):
+        is_alike = found.flags.f_contiguous == made.flags.f_contiguous or not made.flags.forc
+        return is_alike and same(found, made) and found.dtype == made.dtype
+    return type(found) is type(made) and same(found, made)
 
 
-def test_a_value_that_an_earlier_version_has_written_is_read() -> None:
-    value = unpack(base64.b64decode(OF_AN_EARLIER_VERSION))
-    assert list(value) == ["a", "b", "c"]
-    assert same(np.arange(200), value["a"])
-    assert value["b"] == ["x", None]
-    assert same(np.zeros(3, "f4"), value["c"])
-    value["a"][0] = 5
+@pytest.mark.parametrize("name", stored_format_1.VALUES)
+def test_a_value_that_an_earlier_version_has_written_is_read(name: str) -> None:
+    content, made = content_of(stored_format_1.VALUES[name]), stored_format_1.made()[name]
+    found = unpack(content)
+    assert is_as_made(found, made)
+    assert is_as_made(unpack(pack(found)), made)
+    if isinstance(made, np.ndarray):
+        assert found.flags.writeable == (name != "read-only")
+
+
+def test_records_that_an_earlier_version_has_written_are_read(tmp_path: Path) -> None:
+    (tmp_path / "ours").write_bytes(content_of(stored_format_1.RECORD))
+    (tmp_path / "one-document").write_bytes(content_of(stored_format_1.ONE_DOCUMENT))
+    for store in (store_in(tmp_path), plain_in(tmp_path, PickleSerializer())):
+        assert store.exists("ours")
+        value = store.read("ours").result
+        assert same(np.arange(200), value["a"])
+        assert value["b"] == ["x", None]
+        assert same(np.arange(200), store.read("one-document").result)
+
+
+@given(st.data())
+def test_no_harm_to_a_value_of_an_earlier_version_yields_a_value(data: st.DataObject) -> None:
+    whole = content_of(stored_format_1.VALUES["shuffled"])
+    at = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(StoredResultError):
+        unpack(whole[:at])
+    with pytest.raises(StoredResultError):
+        unpack(whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :])
+
+
+RNG = np.random.default_rng(0)
+SENT = {
+    "tensor": torch.from_numpy(RNG.normal(100, 20, 200_000).round(2)).reshape(400, 500).t(),
+    "bfloat16": torch.from_numpy(RNG.normal(0, 0.02, 200_000)).bfloat16(),
+    "every third row": RNG.integers(0, 1_000_000, (6_000, 100))[::3],
+    "every third column": RNG.integers(0, 1_000_000, (2_000, 300))[:, ::3],
+    "broadcast": np.broadcast_to(RNG.normal(100, 20, 2_000), (100, 2_000)),
+    "strings": RNG.choice(np.array(["Bern", "Basel", "Geneva", None], object), 100_000),
+    "dates": (1_700_000_000 + RNG.integers(0, 100, 100_000).cumsum()).astype("M8[s]"),
+    "frame": pd.DataFrame(
+        {
+            "city": RNG.choice(np.array(["Bern", "Basel", "Geneva"], object), 50_000),
+            "price": RNG.normal(100, 20, 50_000).round(2),
+            "when": pd.date_range("2020", periods=50_000, freq="s"),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_a_persisted_value_takes_no_more_bytes_than_the_same_one_on_a_link(name: str) -> None:
+    value = SENT[name]
+    choosing = Choices("adaptive", 2).for_peer("peer")
+    choosing.link((12.5e6, False))  # 0.1 Gbit: the best ratio wins
+    sent = values.dump_parts(values.disassemble(value), choosing.codec)
+    on_link = sum(memoryview(buffer).nbytes for buffer in sent)
+    # pco has to be a fifth smaller to be stored.
+    assert len(pack(value)) <= 1.25 * on_link + 24
+    assert is_as_made(unpack(pack(value)), value)
 
 
 @given(st.data())
