@@ -19,11 +19,13 @@ the regret of the choice can be computed.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
+
+from cachetools import LRUCache
 
 from deepflow.errors import ConfigurationError, nearest
 
@@ -329,7 +331,7 @@ class Chooser:
 
     setting: str = "adaptive"
     log: CompressionLog = field(default_factory=CompressionLog)
-    _known: OrderedDict[Key, _Known] = field(default_factory=OrderedDict)
+    _known: LRUCache[Key, _Known] = field(default_factory=lambda: LRUCache(_MAX_KEYS))
 
     def __post_init__(self) -> None:
         parse_compression(self.setting)
@@ -412,8 +414,4 @@ class Chooser:
         return Plan(codec, threads, 0.0, 0.0, "fixed by the setting")
 
     def _remembered(self, key: Key) -> _Known:
-        known = self._known.setdefault(key, _Known())
-        self._known.move_to_end(key)
-        if len(self._known) > _MAX_KEYS:
-            self._known.popitem(last=False)
-        return known
+        return self._known.setdefault(key, _Known())

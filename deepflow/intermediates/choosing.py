@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
+
+from cachetools import LRUCache
 
 from deepflow.decide.compression import (
     RAW_BELOW_BYTES,
@@ -52,7 +53,9 @@ class Choices:
         self.links = Links()
         self.cores = cores
         self.lock = threading.Lock()
-        self.left_raw: OrderedDict[tuple[str, str], tuple[tuple[_Key, int], ...]] = OrderedDict()
+        self.left_raw: LRUCache[tuple[str, str], tuple[tuple[_Key, int], ...]] = LRUCache(
+            _MAX_SHAPES
+        )
         """By task and host: keys and bytes of the parts of the last value that was left raw."""
 
     def for_peer(
@@ -106,9 +109,6 @@ class ForPeer:
             is_raw = self._is_left_raw(shape)
             if is_raw:
                 left_raw[of] = shape
-                left_raw.move_to_end(of)
-                if len(left_raw) > _MAX_SHAPES:
-                    left_raw.popitem(last=False)
             else:
                 left_raw.pop(of, None)
         return is_raw
