@@ -1,4 +1,4 @@
-"""The journal: the event log of `deepflow.decide.events` in a file, and in a bounded memory.
+"""The journal: the event log of `deepflow.decide.events` in a file.
 
 A file is a header line and then one event per line, each line JSON; compressed with zstd if the
 name ends in `.zst`. It is written as things happen and never held whole, so a crash loses at most
@@ -14,23 +14,25 @@ from __future__ import annotations
 
 import io
 import logging
-import math
+import re
 import typing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import orjson
 import zstandard
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from deepflow.decide.events import Event, RunNamed, Submitted, WorkerJoined, WorkerLeft
+from deepflow.decide.events import Event, RunNamed, Submitted
 from deepflow.decide.trail import count_task_runs
 from deepflow.errors import JournalError, nearest
 from deepflow.observe.text import to_json
 
-__all__ = ["Header", "JournalRing", "JournalWriter", "find_journal", "match_runs"]
+__all__ = ["Header", "JournalWriter", "find_journal", "match_runs"]
 __all__ += ["RunRecord", "iter_journal", "newest_journal", "read_header", "read_journal"]
 __all__ += ["recent_runs"]
 
@@ -129,39 +131,6 @@ class JournalWriter:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-class JournalRing:
-    """The latest events, in a bounded memory: what a live process keeps to explain itself.
-
-    The joining of a worker that is still there is kept however old, so that what is left can
-    always be told by class of worker.
-    """
-
-    def __init__(self, max_events: int) -> None:
-        self._latest: deque[Event] = deque(maxlen=max_events)
-        self._present: dict[str, WorkerJoined] = {}
-        self.n_dropped = 0
-        """Events that were there and are not any more."""
-
-    def write(self, event: Event) -> None:
-        """Add one event, and drop the oldest if there are too many."""
-        if len(self._latest) == self._latest.maxlen:
-            dropped = self._latest[0]
-            if isinstance(dropped, WorkerJoined):
-                self._present[dropped.worker] = dropped
-            else:
-                if isinstance(dropped, WorkerLeft):
-                    self._present.pop(dropped.worker, None)
-                self.n_dropped += 1
-        self._latest.append(event)
-
-    def events(self) -> tuple[Event, ...]:
-        """What is kept, oldest first; the workers that joined before it come in front."""
-        return (*self._present.values(), *self._latest)
-
-    def __len__(self) -> int:
-        return len(self._present) + len(self._latest)
 
 
 def read_journal(path: Path) -> tuple[Event, ...]:
@@ -471,8 +440,9 @@ def _header_of(path: Path, line: bytes) -> Header:
 
 def _event_of(path: Path, number: int, line: bytes) -> Event:
     try:
-        ((name, values),) = orjson.loads(line).items()
-        event: Event = _READERS[name](values)
+        if b"null" in line:
+            line = _NO_NUMBER.sub(b'":Infinity', line)
+        ((_, event),) = _events().validate_json(line, strict=True, extra="forbid").items()
         return event
     except _NO_EVENT as error:
         raise _no_event(path, number, line, error) from error
@@ -481,8 +451,24 @@ def _event_of(path: Path, number: int, line: bytes) -> Event:
 _NO_EVENT: Final = (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError)
 
 
+_NO_NUMBER: Final = re.compile(rb'":null(?=[,}])(?<=[a-z_]":null)')
+"""JSON has no infinity, which is what a policy's score is for a worker it ruled out. The writer
+puts null there. Within a string, a quote has a backslash before it and is no match."""
+
+
+@cache
+def _events() -> TypeAdapter[dict[str, Event]]:
+    """What reads a line: an object with one event under the name of its kind."""
+    kinds = {kind.__name__: kind for kind in typing.get_args(Event)}
+    line = TypedDict("line", kinds, total=False)  # type: ignore[misc]
+    return TypeAdapter(cast("type[dict[str, Event]]", line))
+
+
 def _no_event(path: Path, number: int, line: bytes, error: Exception) -> JournalError:
     cause = f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        cause = ": ".join([*map(str, first["loc"]), first["msg"]])
     return _foreign(path, f"line {number} is {_shown(line)}, no event ({cause})")
 
 
@@ -495,53 +481,3 @@ def _foreign(path: Path, what: str) -> JournalError:
 
 def _shown(line: bytes) -> str:
     return repr(line[:80].decode(errors="replace")) + ("…" if len(line) > 80 else "")
-
-
-_Convert = Callable[[Any], Any]
-
-
-def _reader(kind: type) -> Callable[[dict[str, Any]], Any]:
-    """What makes a `kind` of a JSON object, after a look at the type of each of its values."""
-    hints = typing.get_type_hints(kind)
-    converters = {field.name: _converter(hints[field.name]) for field in fields(kind)}
-
-    def read(values: dict[str, Any]) -> Any:
-        return kind(**{name: converters[name](value) for name, value in values.items()})
-
-    return read
-
-
-def _converter(wanted: Any) -> _Convert:
-    if wanted is float:
-        return _float
-    if wanted in (str, int, bool):
-        return _exactly(wanted)
-    if isinstance(wanted, type) and is_dataclass(wanted):
-        return _reader(wanted)
-    args = typing.get_args(wanted)
-    if typing.get_origin(wanted) is tuple and args[-1] is Ellipsis:
-        of_each = _converter(args[0])
-        return lambda value: tuple(map(of_each, _exactly(list)(value)))
-    if typing.get_origin(wanted) is tuple:
-        of = tuple(map(_converter, args))
-        return lambda value: tuple(c(v) for c, v in zip(of, value, strict=True))
-    raise AssertionError(f"a field of {wanted} has no reader")
-
-
-def _float(value: Any) -> float:
-    # JSON has no infinity, which is what a policy's score is for a worker it ruled out.
-    return math.inf if value is None else float(_exactly(float, int)(value))
-
-
-def _exactly(*kinds: type) -> _Convert:
-    def check(value: Any) -> Any:
-        if type(value) not in kinds:
-            raise TypeError(f"{value!r} is not of type {kinds[0].__name__}")
-        return value
-
-    return check
-
-
-_READERS: Final = {
-    kind.__name__: _reader(kind) for kind in cast("tuple[type, ...]", typing.get_args(Event))
-}
