@@ -1,6 +1,6 @@
 """Makes Dask see into envelopes: the size of Prefect's and ours, and the frames ours travel as.
 
-The only module of this room that knows Dask. Every process that holds results calls `register`:
+Every process that holds results calls `register`:
 worker plugin, driver, preload. Prefect's own types are registered when Dask first meets one of
 them, so Prefect is not imported here.
 

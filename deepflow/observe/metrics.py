@@ -138,12 +138,6 @@ _TABLE: tuple[Metric, ...] = (
         "Batches cut in two because their items turned out longer than predicted.",
     ),
     Metric(
-        "deepflow_result_raw_bytes_total",
-        "counter",
-        "bytes",
-        "Size in memory of task results, before any encoding.",
-    ),
-    Metric(
         "deepflow_result_moved_bytes_total",
         "counter",
         "bytes",

@@ -194,7 +194,7 @@ def test_the_next_run_knows_what_the_last_one_took(
 
 
 def _flows(estimates: Any) -> list[str]:
-    return list(estimates.to_dict()["flows"])
+    return list(estimates._flows)
 
 
 def test_a_policy_of_the_users_own_decides(state_dir: Path, fresh: LocalCluster) -> None:
