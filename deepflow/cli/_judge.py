@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from humanize import naturalsize
 
-from deepflow.cli._output import Column, in_bytes, print_json, print_table, say
+from deepflow.cli._output import Column, print_json, print_table, say
 from deepflow.decide.place.registry import DEFAULT_POLICY, STOCK, policy_named, policy_names
 from deepflow.errors import ConfigurationError, advice_on_place
 from deepflow.observe.explain import in_seconds
@@ -181,7 +182,7 @@ def _print_in_short(summary: Summary) -> None:
                 in_seconds(_mean_of(one, "wait_p99_s")),
                 _mean(one, "slowdown_mean", "{:.3g}"),
                 _mean(one, "utilisation", "{:.0%}"),
-                in_bytes(one.means["moved_bytes"].mean),
+                naturalsize(one.means["moved_bytes"].mean),
                 _mean(one, "decision_p50_us", "{:.3g} µs"),
             )
             for one in summary.policies
@@ -261,7 +262,7 @@ def _print_in_full(summary: Summary) -> None:
                 one.policy,
                 _shown(one, "utilisation", "{:.1%}"),
                 _shown(one, "fragmentation", "{:.1%}"),
-                in_bytes(one.means["moved_bytes"].mean),
+                naturalsize(one.means["moved_bytes"].mean),
                 _shown(one, "decision_p50_us", "{:.3g} µs"),
                 _shown(one, "decision_p99_us", "{:.3g} µs"),
             )

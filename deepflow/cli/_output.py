@@ -136,12 +136,3 @@ def complete_from(
         return [name for name in names() if name.startswith(incomplete)]
 
     return complete
-
-
-def in_bytes(n_bytes: float) -> str:
-    """`n_bytes` as a person reads it, in powers of 1000: `12.3 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n_bytes) < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+from humanize import naturalsize
 
-from deepflow.cli._output import as_json, in_bytes, print_json, print_table
+from deepflow.cli._output import as_json, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -264,7 +265,7 @@ def _phase_rows(phases: Phases, summary: DemoSummary) -> list[tuple[str, str, st
             "tasks",
             f"{phases.tasks_s:.1f}",
             f"{phases.work_s:.1f} s of work on {n_workers} workers, busy {phases.busy_share:.0%}; "
-            f"{in_bytes(summary.wire_bytes)} moved",
+            f"{naturalsize(summary.wire_bytes)} moved",
         ),
         ("after the last task", f"{phases.after_s:.1f}", "the server's records, the report"),
     ]

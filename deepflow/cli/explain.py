@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import click
+from humanize import naturalsize
 
 from deepflow.cli._journals import complete_run, journal_of
-from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, say, wide
+from deepflow.cli._output import Column, as_json, print_json, print_table, say, wide
 from deepflow.decide.events import Moved
 from deepflow.decide.trail import TaskTrail, Trail
 from deepflow.errors import JournalError
@@ -176,7 +177,7 @@ def _tell_summaries(summaries: Sequence[TaskSummary], n_classes: int) -> None:
                 in_seconds(row.median_wait_s),
                 in_seconds(row.longest_wait_s),
                 _places(row) if n_classes > 1 else "",
-                in_bytes(row.moved_bytes) if row.moved_bytes else "",
+                naturalsize(row.moved_bytes) if row.moved_bytes else "",
             )
             for row in shown
         ),
@@ -234,9 +235,9 @@ def _tell_moves_in_short(moves: Sequence[Moved]) -> None:
     shared = sum(row.shared_bytes for row in moves)
     said = []
     if raw:
-        said.append(f"{in_bytes(raw)} went over the network as {in_bytes(sent)}")
+        said.append(f"{naturalsize(raw)} went over the network as {naturalsize(sent)}")
     if shared:
-        said.append(f"{in_bytes(shared)} were handed over in shared memory")
+        said.append(f"{naturalsize(shared)} were handed over in shared memory")
     if said:
         say(f"Results: {' and '.join(said)}.")
 
@@ -268,7 +269,7 @@ def _tell_tasks_in_full(summaries: Sequence[TaskSummary]) -> None:
                 in_seconds(row.longest_wait_s),
                 in_seconds(row.total_run_s),
                 ", ".join(f"{name} {n:,}" for name, n in row.ran_on),
-                in_bytes(row.moved_bytes),
+                naturalsize(row.moved_bytes),
             )
             for row in summaries
         ),
@@ -300,9 +301,9 @@ def _tell_moves(moves: Sequence[Moved]) -> None:
             (
                 row.task,
                 f"{row.n_values:,}",
-                in_bytes(row.raw_bytes),
-                in_bytes(row.wire_bytes),
-                in_bytes(row.shared_bytes),
+                naturalsize(row.raw_bytes),
+                naturalsize(row.wire_bytes),
+                naturalsize(row.shared_bytes),
                 in_seconds(row.duration_s),
                 ", ".join(
                     f"{name} {before / after:.1f}" for name, before, after in row.codecs if after
@@ -397,7 +398,7 @@ def _tell_task(story: Story) -> None:
     say(f"Waited {in_seconds(story.wait_s)}: {_in_words(story.reasons_it_waited) or '-'}.")
     if story.transfer_bytes:
         say(
-            f"Fetched {in_bytes(story.transfer_bytes)} from other workers in "
+            f"Fetched {naturalsize(story.transfer_bytes)} from other workers in "
             f"{in_seconds(story.transfer_s)}."
         )
     for worker, cause in story.failures:

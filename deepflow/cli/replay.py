@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from humanize import naturalsize
 
 from deepflow.cli._journals import complete_run, journal_of
 from deepflow.cli._judge import (
@@ -18,7 +19,7 @@ from deepflow.cli._judge import (
     seeds_option,
     split_policies,
 )
-from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, say, wide
+from deepflow.cli._output import Column, as_json, print_json, print_table, say, wide
 from deepflow.decide.trail import Trail
 from deepflow.observe.explain import in_seconds, runs_in_words
 from deepflow.observe.journal import read_journal
@@ -122,7 +123,7 @@ def _tell(title: str, happened: Trail, judged: Judged, *, is_wide: bool, is_json
                 in_seconds(told["wait_mean_s"]),
                 in_seconds(told["wait_p99_s"]),
                 in_seconds(told["completion_mean_s"]),
-                in_bytes(told["moved_bytes"]),
+                naturalsize(told["moved_bytes"]),
             )
             for name, told in rows
         ),

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from humanize import naturalsize
 
-from deepflow.cli._output import Column, as_json, in_bytes, print_json, print_table, wide
+from deepflow.cli._output import Column, as_json, print_json, print_table, wide
 from deepflow.errors import ConfigurationError
 
 
@@ -103,7 +104,7 @@ def convert_command(
         )
     else:
         click.echo(
-            f"{len(converted)} converted ({in_bytes(before)} to {in_bytes(after)}), "
+            f"{len(converted)} converted ({naturalsize(before)} to {naturalsize(after)}), "
             f"{len(done) - len(converted) - len(damaged)} kept, {len(damaged)} damaged"
         )
         if damaged:

@@ -21,6 +21,7 @@ from typing import Final, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
+from humanize import naturalsize
 from numpy.typing import NDArray
 
 from deepflow.decide.trail import Attempt, Trail, WorkerTrail
@@ -151,7 +152,7 @@ def _table(headers: Sequence[tuple[str, _Align]], rows: Sequence[Sequence[str]])
     kept = [
         i
         for i in range(len(headers))
-        if i == 0 or any(row[i] not in ("", "-", "0", "0 s", "0 B") for row in rows)
+        if i == 0 or any(row[i] not in ("", "-", "0", "0 s", naturalsize(0)) for row in rows)
     ]
     lines = [
         "| " + " | ".join(headers[i][0] for i in kept) + " |",
@@ -182,7 +183,7 @@ def _task_table(trail: Trail) -> str:
                 in_seconds(row.median_each_s),
                 in_seconds(row.median_wait_s),
                 in_seconds(row.longest_wait_s),
-                _in_bytes(row.moved_bytes) if row.moved_bytes else "",
+                naturalsize(row.moved_bytes) if row.moved_bytes else "",
                 ", ".join(f"{_cell(name, 24)} {n:,}" for name, n in row.ran_on[:6])
                 if has_classes
                 else "",
@@ -203,16 +204,16 @@ def _moves(trail: Trail) -> str:
     shared = sum(row.shared_bytes for row in rows)
     if not raw + shared:
         copied = sum(copy.n_bytes for copy in trail.transfers)
-        return f"Results that moved: {_in_bytes(copied)} between workers." if copied else ""
+        return f"Results that moved: {naturalsize(copied)} between workers." if copied else ""
     said = []
     if raw:
-        how = f"as {_in_bytes(sent)}" if sent < raw else "uncompressed"
+        how = f"as {naturalsize(sent)}" if sent < raw else "uncompressed"
         saved_s = sum(row.saved_s for row in rows)
         time = f" and about {in_seconds(saved_s)}" if saved_s > 0 else ""
         saved = f"; compression saved {1 - sent / raw:.0%} of the bytes{time}" * (sent < raw)
-        said.append(f"{_in_bytes(raw)} were sent {how}{saved}.")
+        said.append(f"{naturalsize(raw)} were sent {how}{saved}.")
     if shared:
-        said.append(f"{_in_bytes(shared)} were handed over in shared memory, without being sent.")
+        said.append(f"{naturalsize(shared)} were handed over in shared memory, without being sent.")
     table = _table(
         [
             ("results of", "left"),
@@ -226,9 +227,9 @@ def _moves(trail: Trail) -> str:
             (
                 _cell(row.task),
                 f"{row.n_values:,}",
-                _in_bytes(row.raw_bytes + row.shared_bytes),
-                _in_bytes(row.wire_bytes) if row.raw_bytes else "",
-                _in_bytes(row.shared_bytes) if row.shared_bytes else "",
+                naturalsize(row.raw_bytes + row.shared_bytes),
+                naturalsize(row.wire_bytes) if row.raw_bytes else "",
+                naturalsize(row.shared_bytes) if row.shared_bytes else "",
                 _cell(
                     ", ".join(
                         f"{name} {before / after:.1f}"
@@ -316,14 +317,6 @@ _NO_MARKUP: Final = str.maketrans(
 def _cell(text: str, most: int = 60) -> str:
     """Text that is neither Markdown nor HTML and does not end a cell; long names are cut."""
     return _short(text, most).translate(_NO_MARKUP)
-
-
-def _in_bytes(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from deepflow.backend.contract import CONTRACT, TRANSFER
 from deepflow.cli import main
 from deepflow.cli._demo_session import worker_classes_for
-from deepflow.cli._output import in_bytes
 from deepflow.cli.version import TESTED
 from deepflow.observe import metrics
 from deepflow.settings import Settings
@@ -223,10 +222,3 @@ def test_the_demo_has_two_classes_and_no_more_threads_than_it_should(n_cores: in
 def test_the_demo_offers_a_gpu_only_where_there_is_one() -> None:
     assert [one.gpu for one in worker_classes_for(8, has_gpu=True)] == [0, 1]
     assert [one.gpu for one in worker_classes_for(8, has_gpu=False)] == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "read"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345_678, "12.3 MB")]
-)
-def test_bytes_are_read_in_powers_of_a_thousand(n_bytes: int, read: str) -> None:
-    assert in_bytes(n_bytes) == read

@@ -191,7 +191,7 @@ def test_what_results_cost_on_their_ways_is_added_up_by_task() -> None:
 def test_the_report_says_what_compression_saved_and_why_it_was_chosen() -> None:
     told = flow_report_markdown(Trail.of([*events(), *moved()]).only(["run-one"]))
     assert (
-        "Results that moved: 3 kB were sent as 1 kB; compression saved 67% of the "
+        "Results that moved: 3.0 kB were sent as 1.0 kB; compression saved 67% of the "
         "bytes and about 250 ms. 9.5 kB were handed over in shared memory, without being sent."
     ) in told
     assert "pco 5.0, raw 1.0" in told
@@ -202,13 +202,15 @@ def test_what_was_sent_as_it_is_saved_nothing_and_needs_no_word_of_it() -> None:
     sent = Moved(20.0, "run-one", "a", "slow-0", 1, 1000, 1010, 0, 0, 0.2, (("raw", 1000, 1000),))
     log = [*events(), sent]
     told = flow_report_markdown(Trail.of(log))
-    assert "Results that moved: 1 kB were sent uncompressed.\n" in told
+    assert "Results that moved: 1.0 kB were sent uncompressed.\n" in told
     assert "saved" not in told
     assert "| results of | n | size | sent |\n" in told  # nothing shared, coded or chosen
 
 
 def test_without_a_ledger_the_copies_between_workers_are_told() -> None:
-    assert "Results that moved: 500 B between workers." in flow_report_markdown(Trail.of(events()))
+    assert "Results that moved: 500 Bytes between workers." in flow_report_markdown(
+        Trail.of(events())
+    )
     still = [one for one in events() if not isinstance(one, Transferred)]
     assert "moved" not in flow_report_markdown(Trail.of(still))
 
@@ -351,7 +353,7 @@ def test_the_report_says_what_is_missing() -> None:
 def test_failed_tries_have_a_column_where_there_are_some() -> None:
     failed = [*events(), Failed(21.0, "b-1", "slow-0", "worker-lost")]
     markdown = flow_report_markdown(Trail.of(failed))
-    assert "| b | 1 | 2 s | 8 s | 8 s | 500 B | fast 1 | 1 |" in markdown
+    assert "| b | 1 | 2 s | 8 s | 8 s | 500 Bytes | fast 1 | 1 |" in markdown
 
 
 def test_columns_in_which_nothing_stands_are_left_out() -> None:
