@@ -156,8 +156,6 @@ class Arena:
         self.owner = secrets.token_hex(8)
         self.used_bytes = 0
         """Of all segments, the pool's included."""
-        self.n_refused = 0
-        """How often there was no room."""
         self.is_tight = False
         """Whether the process is short of memory: then there is no room, and nothing is kept."""
         self._lock = threading.Lock()
@@ -167,21 +165,20 @@ class Arena:
         self._freed: deque[_Segment] = deque()
         self._lingering: list[_Segment] = []
         self._is_closed = False
-        self.n_swept = sweep(folder)
+        sweep(folder)
         self.key_name = f"deepflow-{self.owner}.key"
         self._key_path = folder / self.key_name
         self._key_fd = _make_key(self._key_path)
         self.key = read_key(folder, self.key_name) or b""
 
     def draft(self, sizes: Sequence[int]) -> Draft | None:
-        """Space for buffers of these sizes, or None where there is no room (counted)."""
+        """Space for buffers of these sizes, or None where there is no room."""
         spans = _lay_out(sizes)
         needed = _round_up(spans[-1][0] + spans[-1][1] if spans else _PAGE_BYTES)
         with self._lock:
             self._collect()
             segment = self._take(needed)
             if segment is None:
-                self.n_refused += 1
                 return None
             return Draft(segment, sizes)
 

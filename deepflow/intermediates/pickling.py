@@ -27,7 +27,6 @@ and so on): their names and parameters stay.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import pickle
 import weakref
@@ -41,7 +40,6 @@ __all__ = [
     "EnvelopePickler",
     "Fallbacks",
     "LargeBytes",
-    "dump",
     "fallbacks",
     "cached_by_type",
     "class_text",
@@ -82,16 +80,6 @@ class Fallbacks:
 
 
 fallbacks: Final = Fallbacks()
-
-
-def dump(value: object, callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> memoryview:
-    """The pickle of `value`; `callback` gets each buffer, without one they are part of the pickle.
-
-    Long bytes that are the value itself are a buffer. Raises what cloudpickle raises.
-    """
-    file = io.BytesIO()
-    EnvelopePickler(file, protocol=5, buffer_callback=callback).dump(standing_for(value))
-    return file.getbuffer()
 
 
 def standing_for(value: object) -> object:

@@ -9,6 +9,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import io
 import pathlib
 import pickle
 import subprocess
@@ -28,12 +29,19 @@ import pytest
 from deepflow.intermediates import pickling, stored, values
 from deepflow.intermediates.loading import HOME
 from deepflow.intermediates.parcel import Parcel
-from deepflow.intermediates.pickling import dump
+from deepflow.intermediates.pickling import EnvelopePickler, standing_for
 
 SIZES = (10, 100_000)
 
 
 # The ways a value may go
+
+
+def dump(value: object, callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> memoryview:
+    """The pickle of a value; `callback` gets each buffer, without one they are part of it."""
+    file = io.BytesIO()
+    EnvelopePickler(file, protocol=5, buffer_callback=callback).dump(standing_for(value))
+    return file.getbuffer()
 
 
 def plain(value: Any) -> Any:
@@ -833,8 +841,9 @@ def test_what_cloudpickle_cannot_take_raises_what_cloudpickle_raises() -> None:
 def test_what_belongs_to_main_goes_by_value_at_any_depth(tmp_path: pathlib.Path) -> None:
     write = """
 import dataclasses, pandas as pd
+import io
 from deepflow.intermediates import stored, values
-from deepflow.intermediates.pickling import dump
+from deepflow.intermediates.pickling import EnvelopePickler
 def price(): return 42
 @dataclasses.dataclass
 class Kept:
@@ -844,7 +853,9 @@ frame.attrs["f"] = {"deep": [price]}
 value = {"f": price, "object": Kept(price), "frame": frame, "class": Kept}
 open("dumped", "wb").write(b"".join(values.dump(value)))
 open("packed", "wb").write(stored.pack(value))
-open("pickled", "wb").write(dump(value))
+file = io.BytesIO()
+EnvelopePickler(file, protocol=5).dump(value)
+open("pickled", "wb").write(file.getvalue())
 """
     read = """
 import pickle
