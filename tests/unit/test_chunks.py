@@ -106,6 +106,16 @@ def test_no_damage_gives_a_wrong_value(data: st.DataObject) -> None:
         return
 
 
+@pytest.mark.parametrize("codec", ["raw", "shuffle+lz4"])
+def test_every_flipped_bit_is_told(codec: str) -> None:
+    content = whole(np.arange(40.0) // 8, codec, "<f8")
+    for bit in range(len(content) * 8):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FrameError):
+            unpacked(damaged)
+
+
 def test_a_table_that_asks_for_too_much_allocates_nothing() -> None:
     table = values._ENTRY.pack(2**60, 0, 0)
     prelude = values._PRELUDE.pack(b"DFva", values.VERSION, 1, len(table)) + table

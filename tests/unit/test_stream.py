@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from deepflow.decide.compression import Plan, Sample
 from deepflow.errors import FrameError
-from deepflow.intermediates import codecs, stream, values
+from deepflow.intermediates import chunks, codecs, stream, values
 from deepflow.intermediates.choosing import Choices
 from deepflow.intermediates.chunks import Part
 
@@ -215,6 +215,25 @@ def test_no_damage_passes_for_a_value(
         damaged = damaged[:at]
     with pytest.raises((FrameError, EOFError, OSError)):
         carry(PARTS, Always("raw"), pool, bytes(damaged))
+
+
+def test_a_stream_that_ends_before_its_last_chunk_is_no_value(pool: ThreadPoolExecutor) -> None:
+    parts = parts_of(b"one part", b"and another")
+    content = recorded(parts, Always("raw"), pool)
+    last, end = len(parts[1].octets) + chunks.HEAD_BYTES, content[-chunks.HEAD_BYTES :]
+    short = content[: -chunks.HEAD_BYTES - last] + end
+    with pytest.raises(FrameError, match="11 bytes of the value are missing"):
+        carry(parts, Always("raw"), pool, short)
+
+
+def test_a_damaged_end_is_told(pool: ThreadPoolExecutor) -> None:
+    parts = parts_of(b"one part")
+    content = recorded(parts, Always("raw"), pool)
+    for at in range(-chunks.HEAD_BYTES, 0):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        with pytest.raises(FrameError):
+            carry(parts, Always("raw"), pool, bytes(damaged))
 
 
 def test_parts_of_a_value_make_the_value_again(pool: ThreadPoolExecutor) -> None:
