@@ -26,6 +26,8 @@ and flows, of which those not seen for longest go first.
 
 Sources: two-way random effects (Searle, Casella, McCulloch 1992) for the shrinkage; winsorising as
 in Huber 1981. The constants were chosen by `tests/benchmarks/run_time_model.py`.
+
+The model is in one file, since the fits of cells, tasks and flows shrink towards each other.
 """
 
 from __future__ import annotations

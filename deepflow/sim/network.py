@@ -27,6 +27,8 @@ Names, for `LinkFailure`: links `nic:<host>`, `process:<host>`, `rack-uplink:<zo
 `zone-uplink:<zone>`, `edge-uplink:<zone>`, `<lower switch>=<upper switch>`; switches
 `access:<zone>/<rack>`, `zone:<zone>` (in `tiers` and edge zones), `aggregation:<zone>/<n>`,
 `core:<n>`. A switch that fails takes all its links with it.
+
+Wiring and flows are in one file, since rates are worked out over both whenever a link fails.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from deepflow.decide.events import (
 )
 from deepflow.decide.trail import Trail
 from deepflow.errors import JournalError
-from deepflow.observe.artifact import Forecast, Replay, compact_svg, flow_report_markdown
+from deepflow.observe.artifact import Forecast, Replay, flow_report_markdown
+from deepflow.observe.compact_svg import compact_svg
 from deepflow.observe.explain import (
     Reason,
     find_runs,
