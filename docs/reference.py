@@ -132,6 +132,9 @@ def _values(field: Any) -> str:
     return " ".join((words, *bounds))
 
 
+_MOST_IN_LINE = 20
+
+
 def metrics_page() -> str:
     """The table of metrics, a section each."""
     from deepflow.decide.fallbacks import Fallback
@@ -148,6 +151,8 @@ def metrics_page() -> str:
         lines = [f"- Type: {row.type}", f"- Unit: {row.unit}"]
         for label in row.labels:
             values = ", ".join(f"`{value}`" for value in label.values) or "open, at most 50 values"
+            if len(label.values) > _MOST_IN_LINE:
+                values = "one of those in the table below"
             lines.append(f"- Label `{label.name}`: {values}")
         parts.append("\n".join(lines))
         if row.name == "deepflow_fallbacks_total":

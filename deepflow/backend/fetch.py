@@ -18,7 +18,7 @@ from distributed.comm.core import connect
 
 from deepflow.backend.contract import FETCHING, may_use
 from deepflow.backend.transfer.install import Options, fetcher_of
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -38,7 +38,7 @@ async def _is_reachable(client: Client, address: str) -> bool:
             known[address] = True
         except OSError:
             known[address] = False
-            metrics.inc("deepflow_fallbacks_total", kind="worker_unreachable")
+            fell_back(Fallback.WORKER_UNREACHABLE)
     return known[address]
 
 
@@ -80,7 +80,7 @@ async def _take(
             card = await fetcher.card(address)
             fetched = await fetcher.fetch(address, card, keys) if card is not None else None
         except Exception as exc:  # noqa: BLE001 - Dask tries again, and says what is wrong
-            metrics.inc("deepflow_fallbacks_total", kind="fetch_failed")
+            fell_back(Fallback.FETCH_FAILED)
             _log.info("fetching from %s failed; again by Dask's own way: %s", address, exc)
             return {}
         return fetched.data if fetched is not None else {}

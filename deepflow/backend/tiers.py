@@ -27,6 +27,7 @@ from deepflow.intermediates.arena import Arena
 from deepflow.intermediates.places import Disk, InMemory, Place, Remote
 from deepflow.intermediates.tiers import Hooks, TieredStore, Use
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -85,7 +86,7 @@ class Tiers:
             lost=self._lost,
             moved=_count_moved,
             waited=lambda seconds: metrics.inc("deepflow_tier_waited_seconds_total", seconds),
-            fallback=lambda kind: metrics.inc("deepflow_fallbacks_total", kind=kind),
+            fallback=fell_back,
         )
         self.store = TieredStore(places, target_bytes, hooks)
         self._looking = PeriodicCallback(self._look, _LOOK_EVERY_S * 1000)
@@ -110,7 +111,7 @@ class Tiers:
     def admit(self, n_bytes: int) -> None:
         """Hold a thread back until as many bytes more are no danger; for 30 seconds at the most."""
         if not self.store.admit(n_bytes, _ADMIT_S):
-            metrics.inc("deepflow_fallbacks_total", kind="memory_pressure")
+            fell_back(Fallback.MEMORY_PRESSURE)
 
     def _look(self) -> None:
         if self.arena is not None:
@@ -217,7 +218,7 @@ def install_tiers(worker: Worker, options: TierOptions) -> Tiers | None:
     if not manager.memory_limit or not target:
         return None  # no limit, or spilling is switched off in Dask's configuration
     if type(worker.data) is not spill.SpillBuffer or worker.data is not worker.state.data:
-        metrics.inc("deepflow_fallbacks_total", kind="foreign_worker_data")
+        fell_back(Fallback.FOREIGN_WORKER_DATA)
         _log.warning(
             "the worker keeps its data in a %s of its own: no tiers", type(worker.data).__name__
         )

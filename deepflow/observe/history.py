@@ -31,7 +31,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 from deepflow.decide.estimate import Estimates
 from deepflow.decide.rank import MAX_RUNS, FlowShape, RunShape, shape_from_list, shape_to_list
 from deepflow.errors import HistoryError
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 T = TypeVar("T")
 
@@ -487,7 +487,7 @@ class ForgivingHistory:
 
     def _give_up(self, error: HistoryError) -> None:
         self._log.warning("going on without a history, run times are learned anew: %s", error)
-        metrics.inc("deepflow_fallbacks_total", kind="history")
+        fell_back(Fallback.HISTORY)
         if self._history:
             self._history.close()
             self._history = None

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from deepflow.decide.fallbacks import Fallback
 from deepflow.errors import DeepflowError
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ _TABLE: tuple[Metric, ...] = (
         "counter",
         "fallbacks",
         "Times a fast or exact way was not possible and the plain one was taken, by kind.",
-        (Label("kind"),),
+        (Label("kind", tuple(Fallback)),),
     ),
     Metric(
         "deepflow_flow_runs_cancelled_total",

@@ -21,12 +21,12 @@ from prefect.utilities.annotations import BaseAnnotation
 
 from deepflow.intermediates.parcel import Parcel, Stuck
 from deepflow.intermediates.pickling import EnvelopePickler, fallbacks
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
 _COMPRESS_ABOVE_BYTES = 4096
 
-fallbacks.on_fallback = partial(metrics.inc, "deepflow_fallbacks_total", kind="pickled_plainly")
+fallbacks.on_fallback = partial(fell_back, Fallback.PICKLED_PLAINLY)
 
 
 class BlobRef(NamedTuple):

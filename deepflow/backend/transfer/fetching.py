@@ -22,7 +22,7 @@ from deepflow.errors import FrameError
 from deepflow.intermediates import arena as shared
 from deepflow.intermediates import stream, values
 from deepflow.intermediates.arena import Arena, Descriptor, SegmentGone
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 from .agreement import Card, read_card
 from .serving import SHARE_FROM_BYTES, Handle, Threads
@@ -98,16 +98,16 @@ class Fetcher:
         try:
             return await self._take(address, card, keys, proof, can_stream)
         except SegmentGone as exc:
-            self._give_up("shared_segment_gone", address, exc)
+            self._give_up(Fallback.SHARED_SEGMENT_GONE, address, exc)
         except FrameError as exc:
-            self._give_up("damaged_transfer", address, exc)
+            self._give_up(Fallback.DAMAGED_TRANSFER, address, exc)
         except _StreamFailed as exc:
             self._streamless[address] = time.monotonic()
-            self._give_up("stream_failed", address, exc.__cause__ or exc)
+            self._give_up(Fallback.STREAM_FAILED, address, exc.__cause__ or exc)
         return None
 
-    def _give_up(self, kind: str, address: str, exc: BaseException) -> None:
-        metrics.inc("deepflow_fallbacks_total", kind=kind)
+    def _give_up(self, kind: Fallback, address: str, exc: BaseException) -> None:
+        fell_back(kind)
         _log.warning("fetching from %s again, by Dask's own way: %s", address, exc)
 
     async def _take(
@@ -197,7 +197,7 @@ class Fetcher:
             draft = self._arena.draft(sizes)
             if draft is not None:
                 return draft, list(draft.views)
-            metrics.inc("deepflow_fallbacks_total", kind="shared_memory_full")
+            fell_back(Fallback.SHARED_MEMORY_FULL)
         return None, [np.empty(size, np.uint8).data for size in sizes]
 
     def _receive_into(

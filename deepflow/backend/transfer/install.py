@@ -26,7 +26,7 @@ from tornado.ioloop import PeriodicCallback
 from deepflow.backend.contract import TRANSFER, may_use
 from deepflow.intermediates.arena import DEFAULT_FOLDER, Arena
 from deepflow.intermediates.choosing import Choices
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 from .agreement import FIELD, VERSION, Card
 from .fetching import Fetcher
@@ -187,7 +187,7 @@ async def _gather_dep(
         )
     except Exception:  # noqa: BLE001 - a value's own class raised: Dask says it in its way
         _log.exception("fetching from %s failed; again by Dask's own way", address)
-        metrics.inc("deepflow_fallbacks_total", kind="fetch_failed")
+        fell_back(Fallback.FETCH_FAILED)
         return await by_dask()
     if fetched is None:
         return await by_dask()
@@ -220,7 +220,7 @@ def _make_arena(worker: Worker, options: Options) -> Arena | None:
     try:
         return Arena(Path(options.shared_memory), limit, int(_POOL_SHARE * limit))
     except OSError as exc:
-        metrics.inc("deepflow_fallbacks_total", kind="no_shared_memory")
+        fell_back(Fallback.NO_SHARED_MEMORY)
         _log.warning("no shared memory in %s, values are copied: %s", options.shared_memory, exc)
         return None
 

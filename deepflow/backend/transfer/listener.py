@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from deepflow.errors import FrameError
 from deepflow.intermediates.stream import read_ask
-from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 __all__ = ["Listener"]
 
@@ -78,7 +78,7 @@ class Listener:
         except (OSError, EOFError, FrameError):
             pass  # the receiver sees the connection end, and says so
         except Exception:  # noqa: BLE001 - see the class
-            metrics.inc("deepflow_fallbacks_total", kind="service_fault")
+            fell_back(Fallback.SERVICE_FAULT)
             _log.exception("sending a value failed; its receiver asks again by Dask's own means")
         finally:
             self._open -= {sock, wrapped}

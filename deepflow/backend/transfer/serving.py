@@ -25,6 +25,7 @@ from deepflow.intermediates.arena import Arena, Sealed
 from deepflow.intermediates.choosing import Choices
 from deepflow.intermediates.chunks import Part
 from deepflow.observe import metrics
+from deepflow.observe.fallbacks import Fallback, fell_back
 
 from .ledger import Ledger
 
@@ -119,7 +120,7 @@ class Sender:
                 return value
             moved = values.assemble(handle.sealed.buffers, handle.readonly)
         except Exception:  # noqa: BLE001 - pickling runs the user's code
-            metrics.inc("deepflow_fallbacks_total", kind="not_shareable")
+            fell_back(Fallback.NOT_SHAREABLE)
             return value
         self.keep(key, handle)
         return moved
@@ -132,7 +133,7 @@ class Sender:
         began_s = time.perf_counter()
         sealed = self.arena.put([part.octets for part in parts])
         if sealed is None:
-            metrics.inc("deepflow_fallbacks_total", kind="shared_memory_full")
+            fell_back(Fallback.SHARED_MEMORY_FULL)
             return None
         size_bytes = sealed.descriptor.size_bytes
         self.ledger.copied(key, size_bytes, time.perf_counter() - began_s)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from deepflow.decide.compression import HEAP
 from deepflow.decide.evict import Candidate, victims
+from deepflow.decide.fallbacks import Fallback
 from deepflow.errors import FrameError
 from deepflow.intermediates import values
 from deepflow.intermediates.choosing import codec_at_rest
@@ -165,14 +166,14 @@ class Evictor:
         try:
             if lives_here_only(value):
                 entry.is_pinned = True
-                self._owner.note_fallback("not_evictable")
+                self._owner.note_fallback(Fallback.NOT_EVICTABLE)
                 return None
             # The codes of a value that takes much of the memory would be too much beside it.
             is_large = entry.n_bytes > _LARGE_SHARE * self._pressure.target_bytes
             choose = _raw if is_large and "disk" in shelves else _codec_of
             buffers = values.dump_parts(values.disassemble(value), choose, THREADS)
         except MemoryError:
-            self._owner.note_fallback("memory_short")
+            self._owner.note_fallback(Fallback.MEMORY_SHORT)
             return None
         except BaseException as exc:  # noqa: BLE001 - pickling runs the user's code
             self._note_unpicklable(key, entry, exc)
@@ -195,7 +196,7 @@ class Evictor:
         if is_passing and entry.n_picklings_failed < _MAX_PICKLINGS:
             return
         entry.is_pinned = True
-        self._owner.note_fallback("not_evictable")
+        self._owner.note_fallback(Fallback.NOT_EVICTABLE)
         _log.warning(
             "the result %r stays in memory, for it cannot be pickled: %s", key, said_by(exc)
         )

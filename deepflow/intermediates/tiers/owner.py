@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from deepflow.decide.fallbacks import Fallback
+
 __all__ = ["Hooks", "Owner", "Use", "said_by"]
 
 _T = TypeVar("_T")
@@ -39,7 +41,7 @@ class Hooks:
     lost: Callable[[Any], None]
     moved: Callable[[str, str, int], None]
     waited: Callable[[float], None]
-    fallback: Callable[[str], None]
+    fallback: Callable[[Fallback], None]
 
 
 class Owner:
@@ -61,14 +63,14 @@ class Owner:
         """Call a hook, or whatever else must not fail."""
         self.ask(hook, None, *arguments)
 
-    def note_fallback(self, kind: str) -> None:
+    def note_fallback(self, kind: Fallback) -> None:
         """Count that a better way has failed."""
         self.tell(self.hooks.fallback, kind)
 
     def note_fault(self, what: str) -> None:
         """Count a fault of what should not fail; logged once, with the exception being handled."""
         with suppress(Exception):  # counting is the owner's, too
-            self.hooks.fallback("service_fault")
+            self.hooks.fallback(Fallback.SERVICE_FAULT)
         if self.is_new(what):
             _log.exception("%s", what)
 

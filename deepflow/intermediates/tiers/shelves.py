@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from deepflow.decide.evict import Backoff, Room, place_for
+from deepflow.decide.fallbacks import Fallback
 from deepflow.intermediates.codecs import Buffer
 from deepflow.intermediates.places import Place
 from deepflow.intermediates.tiers.entries import Copy, Entry
@@ -79,7 +80,7 @@ class Shelves:
         name = place_for(n_bytes, coded_bytes, _room_of(rooms))
         if name is not None:
             return name
-        self._owner.note_fallback("nowhere_to_evict")
+        self._owner.note_fallback(Fallback.NOWHERE_TO_EVICT)
         at_best = _room_of(dict.fromkeys(self.places, _NO_LIMIT))
         with self._lock:
             entry.is_pinned = place_for(n_bytes, coded_bytes, at_best) is None
@@ -126,7 +127,7 @@ class Shelves:
             self._owner.tell(place.close)
 
     def _refused(self, name: str, exc: Exception) -> None:
-        self._owner.note_fallback("tier_write_failed")
+        self._owner.note_fallback(Fallback.TIER_WRITE_FAILED)
         with self._lock:
             self._refusals[name].failed(self._clock())
         if self._owner.is_new(f"{name} refuses values"):

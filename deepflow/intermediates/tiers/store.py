@@ -11,6 +11,7 @@ from typing import Any, Final
 from cachetools import FIFOCache
 from distributed import sizeof
 
+from deepflow.decide.fallbacks import Fallback
 from deepflow.errors import FrameError, ValueLostError
 from deepflow.intermediates import values
 from deepflow.intermediates.places import Disk, Place
@@ -237,7 +238,7 @@ class TieredStore(MutableMapping[Any, Any]):
                 return
             self._drop(key)
             self._lost[key] = lost
-        self._owner.note_fallback("replica_lost")
+        self._owner.note_fallback(Fallback.REPLICA_LOST)
         _log.warning(
             "the stored copy of the result %r is lost, it is made anew: %s", key, lost.reason
         )
