@@ -128,3 +128,12 @@ def test_modules_in_use_are_imported_beforehand() -> None:
     assert "numpy" in sys.modules
     warm.preload(["tests.integration.notes"])
     assert {"numpy", "prefect", "tests.integration.notes"} <= set(warm._wanted)
+
+
+def test_a_worker_with_little_memory_is_not_forked() -> None:
+    """What it would have from its parent would be most of its memory."""
+    with (
+        local_cluster(n_workers=1, threads_per_worker=1, memory_limit="900 MB") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        assert "forkserver" not in set(client.run(parents_command).values()).pop()

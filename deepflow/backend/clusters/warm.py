@@ -54,6 +54,9 @@ _ALWAYS: Final = (
 )
 _IF_IN_USE: Final = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "torch", "xarray", "PIL")
 """Loaded beforehand where the starting process has loaded them; all are safe to fork when idle."""
+LEAST_MEMORY_BYTES: Final = 1 << 30
+"""A worker with less is not forked: what it has from its parent counts as its own, some hundreds of
+megabytes with torch, and Dask would pause it for good before its first task."""
 _wanted: Final[dict[str, None]] = {}
 """What was asked for in this process, in order: there is one process to fork from."""
 
@@ -119,6 +122,9 @@ class WarmNanny(Nanny):
         self.config[_ENVIRONMENT] = environment
         if self.process is not None:  # it has a copy of the configuration, and starts again
             self.process.config[_ENVIRONMENT] = environment
+        limit_bytes = self.memory_manager.memory_limit
+        if limit_bytes and limit_bytes < LEAST_MEMORY_BYTES:
+            return await super().instantiate()
         with _forking.in_force():
             return await super().instantiate()
 
