@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from statistics import median
 
 _WINDOW = 31
-_SURE_AFTER = 16
-"""Run times after which all that waits of a map is sent at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +24,6 @@ class RunTime:
     """
 
     recent_s: tuple[float, ...] = ()
-
-    @classmethod
-    def expected(cls, run_s: float) -> RunTime:
-        """What earlier flow runs have taught of a task: sure enough to group all runs at once.
-
-        Runs that are seen take its place one by one, so a task that has changed is soon known anew.
-        """
-        return cls((run_s,) * _SURE_AFTER)
 
     def seen(self, run_s: float) -> RunTime:
         """The estimate after one more run of `run_s` seconds."""
@@ -54,6 +44,9 @@ class RunTime:
         """Median absolute deviation from the median, in seconds."""
         middle = self.typical_s
         return median(abs(s - middle) for s in self.recent_s) if self.recent_s else 0.0
+
+
+_SURE_AFTER = 16
 
 
 @dataclass(frozen=True, slots=True)

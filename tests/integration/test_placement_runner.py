@@ -268,20 +268,3 @@ def test_what_no_worker_can_take_is_said_in_the_flow_runs_log(
     said = [line for line in api.logs(runs[0]) if "No worker can take" in line]
     assert len(said) == 1
     assert "offers 0 of unobtainium, the task needs 1" in said[0]
-
-
-def test_a_map_of_a_known_flow_is_grouped_at_once(
-    state_dir: Path, fresh: LocalCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEEPFLOW_BATCH_TARGET_S", "10")  # however long a run takes here
-
-    @flow(name="of tiny ones", task_runner=DeepflowTaskRunner(cluster=fresh))
-    def tiny() -> int:
-        return sum(double.map(range(40)).result())
-
-    n_batches = []
-    for _ in range(2):
-        before = metrics.value("deepflow_batches_total")
-        assert tiny() == 2 * sum(range(40))
-        n_batches.append(metrics.value("deepflow_batches_total") - before)
-    assert n_batches[1] == 4, "two groups for each thread, and no waves before them"

@@ -25,15 +25,6 @@ def test_unknown_runs_go_out_alone() -> None:
     assert group_size(1000, 2, RunTime(), **LIMITS) == 1
 
 
-def test_what_is_expected_sends_all_at_once_and_gives_way_to_what_is_seen() -> None:
-    expected = RunTime.expected(0.01)
-    assert next_wave(1000, 0, 2, expected, **LIMITS).n_items == 1000
-    assert group_size(1000, 2, expected, **LIMITS) == 10
-    for _ in range(17):
-        expected = expected.seen(3.0)
-    assert expected.typical_s == 3.0
-
-
 def test_a_group_is_filled_up_to_the_target() -> None:
     assert group_size(10_000, 2, _after(*[0.005] * 20), **LIMITS) == 20
 

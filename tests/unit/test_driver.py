@@ -76,23 +76,6 @@ def test_a_map_sends_a_pilot_first_and_the_others_when_it_is_known_how_long_they
     assert all(on.times_sent(one) == 1 for one in items)
 
 
-def test_a_map_of_which_earlier_flow_runs_have_taught_is_grouped_at_once() -> None:
-    on = Driven()
-    on.dispatcher.expect("step", 0.001)
-    items = on.map(40)
-    assert [len(run_ids) for _, run_ids in on.client.sent] == [10, 10, 10, 10]
-    on.report(*items)
-    assert all(one.is_done for one in items)
-
-
-def test_what_was_seen_in_this_flow_run_counts_more_than_what_was_expected() -> None:
-    on = Driven()
-    on.report(on.submit())
-    on.dispatcher.expect("step", 100.0)
-    on.map(40)
-    assert any(len(run_ids) > 1 for _, run_ids in on.client.sent)
-
-
 def test_a_run_waits_for_its_retry_and_goes_again_with_its_record() -> None:
     on = Driven()
     item = on.submit(retries=1)

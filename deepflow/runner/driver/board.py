@@ -172,11 +172,6 @@ class Board:
         """What is known of a task's run time."""
         return self._run_times.get(task_digest, RunTime())
 
-    def expect(self, task_digest: str, run_s: float) -> None:
-        """Runs of a task are expected to take `run_s` seconds, where none was seen (in a turn)."""
-        if task_digest not in self._run_times:
-            self._run_times[task_digest] = RunTime.expected(run_s)
-
     def learn(self, task_digest: str, run_s: float) -> None:
         """A run of a task took `run_s` seconds (in a turn)."""
         self._run_times[task_digest] = self.run_time(task_digest).seen(run_s)

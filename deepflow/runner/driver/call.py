@@ -74,15 +74,6 @@ class Call:
             may_batch=is_map and self.hints.batch is not False and not self.hints.isolate,
             ship_again=lambda code: session.shipping.ship_again(code, context),
         )
-        if self.template.may_batch:
-            self._expect()
-
-    def _expect(self) -> None:
-        """Let what earlier flow runs have taught group the runs of a map at once."""
-        placing = self.session.placing
-        run_s = None if placing is None else placing.expected_run_s(self.task.name)
-        if run_s is not None:
-            self.session.dispatcher.expect(self.template.learned_as, run_s)
 
     def _note(self, flow_run: FlowRunContext | None, soft_gpu: float, near: list[str]) -> TaskNote:
         """What the scheduler's placement is told of these runs."""

@@ -143,11 +143,6 @@ class Dispatcher:
                 self._board.admit(item)
             self._gate.send_map(items)
 
-    def expect(self, learned_as: str, run_s: float) -> None:
-        """Earlier flow runs have taught how long a run of this task takes, in seconds."""
-        with self._board.turn():
-            self._board.expect(learned_as, run_s)
-
     def flush(self) -> None:
         """Send now what is about to be sent."""
         self._sender.flush()

@@ -47,9 +47,6 @@ __all__ = ["Placing"]
 
 _MAX_JOURNALS = 100
 _MAX_IN_ARTIFACT = 50_000
-_MOST_RUNS = 0.8
-"""Share of the runs of a task that end within what is expected of them: rather too long a time, and
-smaller groups, than one long run in a group of many."""
 OFF = "off"
 
 
@@ -117,16 +114,6 @@ class Placing:
         elif flow is not None and self._experience.estimates.knows(flow):
             blob = pickle.dumps(self._experience, protocol=5)
             client.sync(client.scheduler.deepflow_teach, flow=flow, experience=blob)
-
-    def expected_run_s(self, task: str) -> float | None:
-        """Seconds within which most runs of a task end, as earlier runs of the flow have taught.
-
-        None where nothing is known. What the inputs' sizes do to it is left out.
-        """
-        estimates, flow = self._experience.estimates, self._flow
-        if flow is None or not estimates.is_known(flow, task):
-            return None
-        return estimates.run_quantile_s(flow, task, None, 0.0, _MOST_RUNS)
 
     def _say_unplaceable(self, event: Any) -> None:
         """No worker can take a task as things are: said once for each task name of this run."""
