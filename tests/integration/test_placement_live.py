@@ -578,8 +578,9 @@ def _pause(dask_worker: Any) -> str:
 
 def _with_one_ahead(client: Client) -> str | None:
     """The address of a worker that has more tasks than threads."""
-    threads = {w: info["nthreads"] for w, info in _workers(client).items()}
     having = client.processing().items()
+    # Asked after: a worker may join in between.
+    threads = {w: info["nthreads"] for w, info in _workers(client).items()}
     return next((address for address, keys in having if len(keys) > threads[address]), None)
 
 

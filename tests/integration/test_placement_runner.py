@@ -187,7 +187,7 @@ def test_the_next_run_knows_what_the_last_one_took(
     ) as another:
         run_on(another, body)
         plugin = another.scheduler.plugins["deepflow-placement"]
-        estimates = plugin.mirror.estimates
+        estimates = plugin.live.mirror.estimates
         flow_name = _flows(estimates)[0]
         assert estimates.is_known(flow_name, "double")
         assert 0.01 <= estimates.run_s(flow_name, "double", None, 0) < 5

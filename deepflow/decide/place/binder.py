@@ -35,6 +35,8 @@ _MAX_REMEMBERED: Final = 64
 _SOON_S: Final = 0.05
 _REST: Final = 0.25
 """The share of `pipeline_s` for which a pass that found nothing to send ahead holds good."""
+_LONGEST_REST_S: Final = 0.05
+"""And no longer than this, for tasks come meanwhile."""
 _LASTING_S: Final = 0.05
 """Holds that lapse sooner are looked at one by one."""
 _LAPSE: Final = 0.25
@@ -73,6 +75,7 @@ class Binder:
         """After a pass: when to make the next one if nothing happens before, in absolute time."""
         self._is_shortlisting = policy.looks_at == "shortlist"
         self.shortlist = Shortlist(fleet, links, is_shortlisting=self._is_shortlisting)
+        self._rest_s = min(_REST * self.tuning.pipeline_s, _LONGEST_REST_S)
         self._rest_until_s = -_INFINITE
         self._because: dict[str, str] = {}
         """What is said of a task that waits for a worker of each class."""
@@ -153,7 +156,7 @@ class Binder:
                             front.watch(other, other.close)
 
         if not self.fleet.free_ids:
-            self._rest_until_s = now_s + _REST * self.tuning.pipeline_s
+            self._rest_until_s = now_s + self._rest_s
             self.fleet.hungry_s = _INFINITE
 
     def _again(self, again_s: float, now_s: float) -> None:
@@ -170,8 +173,7 @@ class Binder:
         """
         if self.fleet.free_ids:
             return False
-        rest_s = _REST * self.tuning.pipeline_s
-        until_s = min(self._rest_until_s, self.fleet.hungry_s - rest_s)
+        until_s = min(self._rest_until_s, self.fleet.hungry_s - self._rest_s)
         if now_s >= until_s:
             return False
         self.look_again_s = min(self.look_again_s, until_s)
