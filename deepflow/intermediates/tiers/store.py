@@ -141,6 +141,11 @@ class TieredStore(MutableMapping[Any, Any]):
         return self._pressure.heap_bytes
 
     @property
+    def _is_stuck(self) -> bool:
+        """Whether nothing in the heap can leave it; for who looks into a store that does not."""
+        return self._pressure.is_stuck
+
+    @property
     def spilled_total(self) -> tuple[int, int]:
         """Bytes that are not in the heap: as in memory, and as stored (Dask asks for it)."""
         with self._lock:
