@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from deepflow.errors import ContextMissingError, ValueLostError
 from deepflow.runner.driver.items import Item
 from deepflow.runner.driver.lifecycle import RunState
-from tests.unit.driven import Driven
+from tests.unit.driven import IN_DASK, Driven
 
 INFRA_RETRIES = 2
 KINDS = st.sampled_from(["begun", "done", "done", "retry", "returned", "deferred"])
@@ -114,7 +114,7 @@ class Orders(RuleBasedStateMachine):
     @rule(data=st.data())
     def hand_back(self, data: Any) -> None:
         """A worker hands back what waits behind a long run of a Dask task."""
-        item = self._some(data, of=[one for one in self.all if one.state.is_in_dask])
+        item = self._some(data, of=[one for one in self.all if one.state in IN_DASK])
         if item is not None and item.batch is not None:
             self.on.report(*item.batch.open_items()[1:], kind="returned")
 
@@ -124,7 +124,7 @@ class Orders(RuleBasedStateMachine):
     )
     def break_a_task(self, data: Any, how: str) -> None:
         """The infrastructure breaks a Dask task."""
-        item = self._some(data, of=[one for one in self.all if one.state.is_in_dask])
+        item = self._some(data, of=[one for one in self.all if one.state in IN_DASK])
         if item is None:
             return
         if how == "killed":
@@ -159,7 +159,7 @@ class Orders(RuleBasedStateMachine):
     def what_is_in_dask_is_in_a_dask_task(self) -> None:
         """And what is held is in none."""
         for item in self.all:
-            if item.state.is_in_dask or item.state is RunState.QUEUED:
+            if item.state in IN_DASK or item.state is RunState.QUEUED:
                 assert item.batch is not None
                 assert item in item.batch.items
             elif not item.is_done:

@@ -30,9 +30,10 @@ from deepflow.runner.wire import Batch, BlobRef, EventRecord, Message, OutcomeRe
 from deepflow.runner.worker_side import WorkerSide
 from deepflow.settings import load_settings
 
-__all__ = ["Driven", "FakeFuture"]
+__all__ = ["IN_DASK", "Driven", "FakeFuture"]
 
 TOPIC = "driver"
+IN_DASK = frozenset({RunState.SENT, RunState.BEGUN, RunState.CANCELLING})
 
 
 def _not_called(*_: Any, **__: Any) -> Any:

@@ -15,7 +15,7 @@ from deepflow.observe import metrics
 from deepflow.runner.driver.items import Code, Item
 from deepflow.runner.driver.lifecycle import RunState
 from deepflow.runner.wire import Message, OutcomeReport, pack, unpack
-from tests.unit.driven import Driven
+from tests.unit.driven import IN_DASK, Driven
 
 S = RunState
 
@@ -72,7 +72,7 @@ def test_a_map_sends_a_pilot_first_and_the_others_when_it_is_known_how_long_they
     on.report(*pilots)
     assert any(len(run_ids) > 1 for _, run_ids in on.client.sent)
     while waiting := [one for one in items if not one.is_done]:
-        on.report(*(one for one in waiting if one.state.is_in_dask))
+        on.report(*(one for one in waiting if one.state in IN_DASK))
     assert all(on.times_sent(one) == 1 for one in items)
 
 
@@ -131,6 +131,28 @@ def test_one_odd_report_keeps_no_other_back_and_its_run_gets_its_end() -> None:
     assert on.told_server(items[1]) == ["Crashed"]
     assert metrics.value("deepflow_fallbacks_total", kind="service_fault") == before + 1
     on.dispatcher.drain({"w": 1}, 0.0)  # the message counts as taken in
+
+
+def test_a_record_that_cannot_be_read_is_the_end_of_its_run() -> None:
+    on = Driven()
+    item = on.submit(retries=1)
+    report = OutcomeReport(item.run_id, "retry", b"no pickle", "", 0.1)
+    on.dispatcher.on_message((0.0, pack(Message("w", "driver", (report,), (), 0))))
+    on.settle()
+    assert (item.state, item.is_done) == (S.CRASHED, True)
+    assert on.told_server(item) == ["Crashed"]
+
+
+def test_a_run_whose_record_is_damaged_while_it_is_cancelled_has_its_end_all_the_same() -> None:
+    on = Driven()
+    item = on.submit(retries=1)
+    on.dispatcher.cancel([item])
+    report = OutcomeReport(item.run_id, "retry", b"no pickle", "", 0.1)
+    before = metrics.value("deepflow_fallbacks_total", kind="service_fault")
+    on.dispatcher.on_message((0.0, pack(Message("w", "driver", (report,), (), 0))))
+    on.settle()
+    assert (item.state, item.is_done) == (S.CANCELLED, True)
+    assert metrics.value("deepflow_fallbacks_total", kind="service_fault") == before + 1
 
 
 def test_a_message_to_another_session_of_the_worker_is_not_for_this_one() -> None:

@@ -376,10 +376,8 @@ class Binder:
                 against |= 1 << of_head.number
         slack_s = _LAPSE * gain_s
         limit_s, lapse_s = _INFINITE, min(slack_s, wait_s)
-        if is_for_any:
-            lapse_s = min(slack_s, wait_s)
-            if not task.needs and not candidates.on_gpu[best]:
-                limit_s, lapse_s = wait_s + slack_s, gain_s
+        if is_for_any and not task.needs and not candidates.on_gpu[best]:
+            limit_s, lapse_s = wait_s + slack_s, gain_s
         task.held = hold = Hold(
             worker,
             busy_s,

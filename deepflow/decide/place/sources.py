@@ -22,7 +22,7 @@ class Sources:
         fleet: the workers.
     """
 
-    __slots__ = ("_far", "local", "main", "main_bytes", "n_changes", "total_bytes")
+    __slots__ = ("_far", "local", "main", "n_changes", "total_bytes")
 
     def __init__(
         self, inputs: Sequence[tuple[int, Sequence[str]]], local: dict[str, int], fleet: Fleet
@@ -35,7 +35,6 @@ class Sources:
             by_bytes.sort(key=_most_bytes_first)
         self.main = by_bytes[:_MAX_HOLDERS]
         """The few that hold most; what is missing is taken to come from them."""
-        self.main_bytes = sum([n for n, _ in self.main])
         self._far = self._shares(None, self.total_bytes)
         """What comes from each of them to a worker that holds nothing."""
         self.n_changes = fleet.n_changes

@@ -71,11 +71,6 @@ class RunState(Enum):
         """Whether the run has its end."""
         return self in _DONE
 
-    @property
-    def is_in_dask(self) -> bool:
-        """Whether Dask has the run."""
-        return self in _IN_DASK
-
 
 _DONE: Final = frozenset({RunState.DONE, RunState.CANCELLED, RunState.CRASHED})
 _IN_DASK: Final = frozenset({RunState.SENT, RunState.BEGUN, RunState.CANCELLING})

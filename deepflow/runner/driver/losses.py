@@ -59,12 +59,16 @@ class Losses:
             template.ship_again(code)
 
     def _lost_item(self, item: Item, batch: SentBatch, error: BaseException | None) -> None:
-        broken = self._broken_input(item, batch, error)
+        is_unwanted = item.state is RunState.CANCELLING or self._board.is_closing
         is_input_open = any(not upstream.is_done for upstream in item.upstreams)
-        is_of_other = isinstance(error, KilledWorker) and error.task != batch.key
+        broken = None
+        if not (is_unwanted or is_input_open):  # else it goes nowhere now, whatever is broken
+            broken = self._broken_input(item, batch, error)
+            is_of_other = isinstance(error, KilledWorker) and error.task != batch.key
+            is_input_open = is_of_other and broken is None
         loss = Loss(
-            is_unwanted=item.state is RunState.CANCELLING or self._board.is_closing,
-            is_input_open=is_input_open or (is_of_other and broken is None),
+            is_unwanted=is_unwanted,
+            is_input_open=is_input_open,
             is_input_broken=broken is not None,
             is_nearby=_is_nearby(item, batch, error),
             is_hopeless=self._is_hopeless(error),

@@ -121,7 +121,9 @@ class Sender:
                 batches = []
                 for batch in outgoing:
                     batch.items = batch.open_items()
-                    error = _first(broken, _arguments([batch])) if broken else None
+                    error = None
+                    if broken and batch.items:
+                        error = _first(broken, _arguments([batch]))
                     if error is not None:
                         self._reactor.soon(partial(self._on_end, batch, "error", error))
                     elif batch.items:
@@ -288,10 +290,11 @@ def _arguments(batches: Iterable[SentBatch]) -> list[SharedArgument]:
     """The large arguments that these batches refer to."""
     found: dict[SharedArgument, None] = {}
     for batch in batches:
-        for item in batch.items:
-            template = item.template
-            for of in (item.references, template.static_references, template.code_references):
-                found.update((one, None) for one in of if isinstance(one, SharedArgument))
+        # The runs of a batch are of one call, and have its template.
+        template = batch.items[0].template
+        of_runs = (item.references for item in batch.items)
+        met = itertools.chain(template.static_references, template.code_references, *of_runs)
+        found.update((one, None) for one in met if isinstance(one, SharedArgument))
     return list(found)
 
 

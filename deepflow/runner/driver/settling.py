@@ -111,7 +111,7 @@ class Settling:
         state: State[Any] = Completed(
             name="RolledBack", message="Task rolled back as part of transaction"
         )
-        self._emit(pickle.loads(record), state)
+        self._tell(state, partial(pickle.loads, record))
 
     def note_recomputed(self) -> None:
         """A run that was done has run again, since its result was lost."""
@@ -143,8 +143,8 @@ class Settling:
             assert due is not None
             record = (said.task_run, said.n_retries, due.timestamp())
             said.blob = pickle.dumps(record, protocol=5)
-        item.resume = said.blob
         _, _, due_s = pickle.loads(said.blob)
+        item.resume = said.blob  # only now: one that cannot be read must not be asked again
         self._reactor.at(due_s, partial(self._call_due, item))
 
     def _call_due(self, item: Item) -> None:
@@ -169,11 +169,10 @@ class Settling:
     def _tell_server(self, item: Item, said: Said) -> None:
         state = said.state
         assert state is not None, "a state given here comes with its event"
-        if said.task_run is None:
-            said.task_run = item.task_run(self._board.flow_run_id)
         if state.is_crashed():
             state.data = InfrastructureError(state.message or "")
-        self._emit(said.task_run, state)
+        known = said.task_run
+        self._tell(state, lambda: known or item.task_run(self._board.flow_run_id))
 
     def _finish(self, item: Item, said: Said) -> None:
         if said.state is not None:
@@ -188,11 +187,12 @@ class Settling:
         assert said.state is not None
         item.settle(Parcel.of(said.state).to_bytes(), said.state.type.value)
 
-    def _emit(self, task_run: TaskRun, state: State[Any]) -> None:
-        before = advance(task_run, state)
+    def _tell(self, state: State[Any], record: Callable[[], TaskRun]) -> None:
+        """Tell the server; a state that cannot be told is no reason to leave a run open."""
         try:
+            task_run = record()
+            before = advance(task_run, state)
             self._put_event(state_event(task_run, before, state))
         except Exception:
-            # A state that cannot be told is no reason to leave the run open.
             fell_back(Fallback.SERVICE_FAULT)
-            self._board.logger.exception("The state of task run %s could not be told", task_run.id)
+            self._board.logger.exception("The state %s of a task run could not be told", state.name)
