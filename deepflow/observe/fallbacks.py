@@ -44,7 +44,7 @@ _process: Final = SaidOnce()
 
 
 def fell_back(
-    kind: Fallback | str,
+    kind: Fallback,
     logger: Logger | None = None,
     message: str = "",
     *arguments: object,
@@ -55,18 +55,14 @@ def fell_back(
     """Count a fallback; with a logger, say it as a warning the first time.
 
     Args:
-        kind: Which; a string must be the value of one.
+        kind: Which.
         logger: Where it is said; None: it is only counted.
         message: With its `arguments` as `logging` takes them.
         once: Who remembers what was said: a flow run's own, where each flow run is to be told;
             else this process.
         cause: What makes it another fallback than one of the same kind; else the kind alone does.
         error: Is said with its traceback, as an error.
-
-    Raises:
-        ValueError: there is no such kind.
     """
-    kind = Fallback(kind)
     metrics.inc("deepflow_fallbacks_total", kind=kind.value)
     if logger is None or not (once or _process).is_new((kind, cause)):
         return

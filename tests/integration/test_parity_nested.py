@@ -211,7 +211,7 @@ def test_more_waiting_tasks_than_slots_all_get_through(
 
 
 def test_a_task_that_was_given_an_iterator_submits_and_so_does_one_of_such_a_flow(
-    cluster: LocalCluster,
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The context of nested runs travels, and an iterator cannot."""
 
@@ -228,3 +228,4 @@ def test_a_task_that_was_given_an_iterator_submits_and_so_does_one_of_such_a_flo
     assert metrics.value("deepflow_fallbacks_total", kind="flow_parameters_left_out") == before
     assert run(iter([7])) == 4
     assert metrics.value("deepflow_fallbacks_total", kind="flow_parameters_left_out") == before + 1
+    assert "The flow's parameters given cannot be pickled" in caplog.text

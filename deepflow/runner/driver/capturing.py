@@ -9,6 +9,7 @@ worker process fetches it once (`worker/scope.py`).
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 import cloudpickle
@@ -21,6 +22,8 @@ from deepflow.runner.captured import CapturedContext
 from deepflow.runner.driver.transactions import open_transaction
 
 __all__ = ["capture", "persist_as_deepflow", "to_blob"]
+
+_log = logging.getLogger(__name__)
 
 
 def capture(api_url: str, results_topic: str, events_topic: str) -> CapturedContext:
@@ -54,27 +57,38 @@ def persist_as_deepflow(captured: CapturedContext) -> None:
 def to_blob(captured: CapturedContext) -> tuple[str, bytes]:
     """`(digest, cloudpickle)` of a context that is to be shipped once.
 
-    Parameters of the flow that cannot be pickled are left out, and counted: no task is given them,
-    it could only look at them through `prefect.runtime`.
+    Parameters of the flow that cannot be pickled are left out, which is counted and said: no task
+    is given them, it could only look at them through `prefect.runtime`.
     """
     try:
         blob = cloudpickle.dumps(captured, protocol=5)
-    except Exception:  # noqa: BLE001 - pickling runs the user's code
-        fell_back(Fallback.FLOW_PARAMETERS_LEFT_OUT)
-        _leave_out_odd_parameters(captured)
+    except Exception:
+        names = _leave_out_odd_parameters(captured)
+        if not names:
+            raise
+        fell_back(
+            Fallback.FLOW_PARAMETERS_LEFT_OUT,
+            _log,
+            "The flow's parameters %s cannot be pickled, so tasks do not see them in "
+            "`prefect.runtime`; what they need of them is to be passed to them",
+            ", ".join(names),
+            cause=names,
+        )
         blob = cloudpickle.dumps(captured, protocol=5)
     return hashlib.blake2b(blob, digest_size=16).hexdigest(), blob
 
 
-def _leave_out_odd_parameters(captured: CapturedContext) -> None:
-    if captured.flow_run is None:
-        return
-    parameters = captured.flow_run["parameters"]
+def _leave_out_odd_parameters(captured: CapturedContext) -> tuple[str, ...]:
+    """Take those of the flow's parameters away that cannot be pickled; their names."""
+    odd = []
+    parameters = {} if captured.flow_run is None else captured.flow_run["parameters"]
     for name, value in list(parameters.items()):
         try:
             cloudpickle.dumps(value, protocol=5)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception:  # noqa: BLE001 - pickling runs the user's code
+            odd.append(name)
             del parameters[name]
+    return tuple(odd)
 
 
 def _of_parent(parent: TaskRunContext | None) -> dict[str, Any] | None:
